@@ -1,0 +1,78 @@
+"""Every option, once. `configs/<data set>.py` says what differs."""
+
+from ml_collections import config_dict
+
+
+def get_config():
+    """The options and their defaults; what a data set must say itself has none."""
+    config = config_dict.ConfigDict()
+
+    # Of everything random: initial parameters, order of examples, augmentation, dropout.
+    config.seed = 0
+    # Passes over the training split.
+    config.num_epochs = 100
+    # Images an update, over all devices together.
+    config.batch_size = 128
+    # Parts an update's batch is worked through in, to save memory.
+    config.accumulate_steps = 1
+
+    # Peak learning rate of AdamW, reached linearly in that fraction of the run and left
+    # along a cosine to 0.
+    config.learning_rate = 1e-3
+    config.warmup_fraction = 0.05
+    # Times the learning rate, on matrices alone.
+    config.weight_decay = 0.05
+    # Longest gradient (global L2 norm) let through unscaled.
+    config.clip_norm = 1.0
+    # Probability moved from the true class to all classes alike.
+    config.label_smoothing = 0.1
+    # What the learning rate of sigma is multiplied by; 0 keeps sigma at its start.
+    config.spectrum_lr_scale = 10.0
+    # Weight in the loss of the penalty on non-orthogonal query and key directions.
+    config.orthonormality_weight = 0.0
+
+    # Epochs from one evaluation, and from one checkpoint, to the next. Both also come
+    # at the end of the run.
+    config.eval_every_epochs = 1
+    config.checkpoint_every_epochs = 1
+
+    config.model = model = config_dict.ConfigDict()
+    # "svda" or "softmax".
+    model.attention = "svda"
+    # Start of sigma: "matched" (K, the per-head width: logits start as those of softmax
+    # attention do), "sqrt" (sqrt K) or "ones" (1).
+    model.spectrum_init = "matched"
+    model.patch_size = 4
+    model.width = 192
+    model.depth = 9
+    model.num_heads = 12
+    model.mlp_dim = 384
+    # "gap", the mean over tokens, or "cls", a class token.
+    model.pool = "gap"
+    model.dropout = 0.0
+    # Rate at which an image skips the last block; it grows from 0 at the first.
+    model.drop_path = 0.0
+    # Of the activations: "float32" or "bfloat16".
+    model.dtype = "float32"
+
+    config.dataset = dataset = config_dict.ConfigDict()
+    # As TFDS knows it.
+    dataset.name = config_dict.required_placeholder(str)
+    # Where TFDS keeps data sets; "" is its default, ~/tensorflow_datasets.
+    dataset.data_dir = ""
+    # In TFDS's notation: "train[:90%]" and "train[90%:]" hold a tenth out.
+    dataset.train_split = "train"
+    dataset.eval_split = "test"
+    # Of the images, which are square; of their channels, as fractions of full scale.
+    dataset.image_size = config_dict.required_placeholder(int)
+    dataset.channels = config_dict.required_placeholder(int)
+    dataset.num_classes = config_dict.required_placeholder(int)
+    dataset.mean = config_dict.required_placeholder(tuple)
+    dataset.std = config_dict.required_placeholder(tuple)
+
+    config.augment = augment = config_dict.ConfigDict()
+    # Pixels an image is shifted by at most, each way; 0 is off.
+    augment.crop_padding = 0
+    # Whether images are mirrored left to right, half of the time.
+    augment.flip = False
+    return config

@@ -1,0 +1,94 @@
+"""Data sets that fit on the device: batches are gathered there, by compiled code.
+
+The training examples form one endless sequence, the epochs' permutations one after the
+other, and the batch of step k is its piece from k B on. So each example comes exactly
+once in an epoch, a batch may reach from one epoch into the next, and the batch is a
+function of (key, step) alone: a run resumes from the number of its step.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from svda_jax import parallel
+
+
+class InMemory:
+    """One split on all devices of a mesh.
+
+    Args:
+      examples: `datasets.Examples`.
+      batch_size: B, of all devices together; a multiple of their number.
+      mesh: from `parallel.create_mesh`.
+    """
+
+    def __init__(self, examples, *, batch_size, mesh):
+        whole, split = parallel.replicated(mesh), parallel.split(mesh)
+        self.num_images = len(examples.labels)
+        self.batch_size = batch_size
+        self._data = jax.device_put(
+            {"image": examples.images, "label": examples.labels}, whole
+        )
+        self._whole = whole
+        self._order = jax.jit(
+            functools.partial(_two_epochs, num_images=self.num_images),
+            out_shardings=whole,
+        )
+        self._take_train = jax.jit(
+            functools.partial(_take_train, batch_size=batch_size),
+            out_shardings=(split, whole),
+        )
+        self._take_eval = jax.jit(
+            functools.partial(_take_eval, batch_size=batch_size), out_shardings=split
+        )
+
+    def train_batches(self, key, first_step):
+        """Yields the batches of steps first_step, first_step + 1, ... without end.
+
+        Each is "image" `[B, S, S, C]` uint8 and "label" `[B]` int32, split over the
+        devices. Nothing moves from host to device but at the start of an epoch.
+        """
+        position = first_step * self.batch_size
+        while True:
+            epoch, offset = divmod(position, self.num_images)
+            order = self._order(key, np.int32(epoch))
+            start = jax.device_put(np.int32(offset), self._whole)
+            while position < (epoch + 1) * self.num_images:
+                batch, start = self._take_train(self._data, order, start)
+                position += self.batch_size
+                yield batch
+
+    def eval_batches(self):
+        """Yields the split in order, each example once, the last batch filled up.
+
+        As in training, and "mask" `[B]` bool, False where a batch is only filled up.
+        """
+        for start in range(0, self.num_images, self.batch_size):
+            yield self._take_eval(self._data, np.int32(start))
+
+
+def _two_epochs(key, epoch, *, num_images):
+    """The order of an epoch and of the next: `[2 n]` indices."""
+    return jnp.concatenate(
+        [
+            jax.random.permutation(jax.random.fold_in(key, epoch + i), num_images)
+            for i in range(2)
+        ]
+    )
+
+
+def _take_train(data, order, start, *, batch_size):
+    """The batch from that place of the order on, and the place behind it."""
+    indices = jax.lax.dynamic_slice(order, (start,), (batch_size,))
+    batch = jax.tree.map(lambda x: jnp.take(x, indices, axis=0), data)
+    return batch, start + batch_size
+
+
+def _take_eval(data, start, *, batch_size):
+    """The batch from that example on, with its mask."""
+    indices = start + jnp.arange(batch_size)
+    num_images = len(data["label"])
+    batch = jax.tree.map(lambda x: jnp.take(x, indices, axis=0, mode="clip"), data)
+    return {**batch, "mask": indices < num_images}

@@ -1,0 +1,293 @@
+"""The Vision Transformer, with either attention.
+
+Axes: B images, N tokens, H heads, D width, C classes, P patch side.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from svda_jax import UserError
+from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
+
+POOLS = ("gap", "cls")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Everything that decides what a `ViT` computes.
+
+    Attributes:
+      image_size: side of the square images, in pixels.
+      channels: of the images.
+      mean: per-channel mean of the training images, fraction of full scale (0 to 1).
+      std: per-channel standard deviation, likewise.
+      num_classes: C.
+      patch_size: P, a divisor of image_size.
+      width: D, a multiple of num_heads.
+      depth: number of blocks, L.
+      num_heads: H.
+      mlp_dim: hidden width of the MLPs.
+      pool: "gap", the mean over tokens, or "cls", a class token.
+      dropout: rate on the embeddings and on what each residual branch adds.
+      drop_path: rate at which the last block's residual branches are dropped for an
+        image; it grows linearly from 0 at the first block.
+      attention: a key of `ATTENTIONS`.
+      spectrum_init: a key of `SPECTRUM_STARTS`; read by SVDA alone.
+      dtype: of the activations, "float32" or "bfloat16". Parameters, norms, softmax and
+        logits are float32 in either case.
+
+    Raises:
+      UserError: a value breaks one of these rules; the message names the key, the rule
+        and the value.
+    """
+
+    image_size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_classes: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    pool: str = "gap"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    attention: str = "svda"
+    spectrum_init: str = "matched"
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("patch_size", "width", "depth", "num_heads", "mlp_dim"):
+            _require(getattr(self, name) > 0, f"model.{name}", self, "must be positive")
+        for name in ("image_size", "channels", "num_classes"):
+            _require(
+                getattr(self, name) > 0, f"dataset.{name}", self, "must be positive"
+            )
+        for name in ("dropout", "drop_path"):
+            rate = getattr(self, name)
+            _require(0 <= rate < 1, f"model.{name}", self, "must be in [0, 1)")
+        for name, choices in (
+            ("pool", POOLS),
+            ("attention", tuple(ATTENTIONS)),
+            ("spectrum_init", tuple(SPECTRUM_STARTS)),
+            ("dtype", DTYPES),
+        ):
+            known = getattr(self, name) in choices
+            _require(known, f"model.{name}", self, f"must be one of {choices}")
+        _require(
+            self.width % self.num_heads == 0,
+            "model.num_heads",
+            self,
+            f"must divide model.width={self.width}",
+        )
+        _require(
+            self.image_size % self.patch_size == 0,
+            "model.patch_size",
+            self,
+            f"must divide dataset.image_size={self.image_size}",
+        )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            _require(
+                len(values) == self.channels,
+                f"dataset.{name}",
+                self,
+                f"must have one value for each of dataset.channels={self.channels}",
+            )
+        _require(min(self.std) > 0, "dataset.std", self, "must be positive")
+
+    @property
+    def grid(self):
+        """Patches along each side of the image."""
+        return self.image_size // self.patch_size
+
+
+class PatchEmbed(nnx.Module):
+    """Cuts images into P x P patches and projects each to D."""
+
+    def __init__(self, config, *, rngs):
+        self.patch_size = config.patch_size
+        self.projection = nnx.Linear(
+            config.patch_size**2 * config.channels,
+            config.width,
+            kernel_init=nnx.initializers.xavier_uniform(),
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+
+    def __call__(self, images):
+        """`[B, h P, w P, channels]` -> `[B, h w, D]`, row by row."""
+        batch, height, width, channels = images.shape
+        p = self.patch_size
+        grid = (height // p, width // p)
+        x = images.reshape(batch, grid[0], p, grid[1], p, channels)  # [B, h, P, w, P, c]
+        x = x.swapaxes(2, 3)  # [B, h, w, P, P, c]
+        x = x.reshape(batch, grid[0] * grid[1], p * p * channels)  # [B, h w, P P c]
+        return self.projection(x)
+
+
+class Mlp(nnx.Module):
+    """Two linear maps with a GELU between them."""
+
+    def __init__(self, config, *, rngs):
+        options = dict(
+            kernel_init=nnx.initializers.xavier_uniform(),
+            dtype=jnp.dtype(config.dtype),
+            rngs=rngs,
+        )
+        self.hidden = nnx.Linear(config.width, config.mlp_dim, **options)
+        self.out = nnx.Linear(config.mlp_dim, config.width, **options)
+
+    def __call__(self, x):
+        """`[B, N, D]` -> `[B, N, D]`."""
+        return self.out(jax.nn.gelu(self.hidden(x)))
+
+
+class Block(nnx.Module):
+    """A pre-norm Transformer block: attention, then MLP, each on a residual branch."""
+
+    def __init__(self, config, *, drop_path, rngs):
+        dtype = jnp.dtype(config.dtype)
+        self.dropout = config.dropout
+        self.drop_path = drop_path
+        self.attention_norm = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
+        self.attention = ATTENTIONS[config.attention](
+            config.width,
+            config.num_heads,
+            spectrum_init=config.spectrum_init,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.mlp_norm = nnx.LayerNorm(config.width, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(config, rngs=rngs)
+
+    def __call__(self, x, *, dropout_keys=None):
+        """`[B, N, D]`, `[B, 2]` keys or None -> (`[B, N, D]`, the attention's trace)."""
+        update, trace = self.attention(self.attention_norm(x))
+        x = x + self._drop(update, dropout_keys, 0)
+        x = x + self._drop(self.mlp(self.mlp_norm(x)), dropout_keys, 1)
+        return x, trace
+
+    def _drop(self, update, keys, branch):
+        if keys is None:
+            return update
+        unit, path = _split_keys(keys[:, branch], 2).T  # [B], [B]
+        update = dropout(update, self.dropout, unit, shape=update.shape[1:])
+        return dropout(update, self.drop_path, path, shape=(1, 1))
+
+
+class ViT(nnx.Module):
+    """A Vision Transformer that returns its logits and every layer's trace.
+
+    Args:
+      config: a `ViTConfig`.
+      rngs: `nnx.Rngs` to initialise from. Both attentions draw the same values for all
+        that they share.
+
+    Source: Dosovitskiy et al. 2021; the mean over tokens in place of a class token and
+    the zero-initialised head as in Beyer et al. 2022.
+    """
+
+    def __init__(self, config, *, rngs):
+        self.config = config
+        num_tokens = config.grid**2
+        self.patch_embed = PatchEmbed(config, rngs=rngs)
+        if config.pool == "cls":
+            num_tokens += 1
+            self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width)))
+        self.position_embedding = nnx.Param(
+            0.02 * jax.random.normal(rngs.params(), (1, num_tokens, config.width))
+        )
+        self.blocks = nnx.List(
+            Block(
+                config,
+                drop_path=config.drop_path * layer / max(config.depth - 1, 1),
+                rngs=rngs,
+            )
+            for layer in range(config.depth)
+        )
+        self.norm = nnx.LayerNorm(config.width, rngs=rngs)
+        self.head = nnx.Linear(
+            config.width,
+            config.num_classes,
+            kernel_init=nnx.initializers.zeros,
+            rngs=rngs,
+        )
+
+    def __call__(self, images, *, dropout_keys=None):
+        """Classifies images as they are stored: normalisation is the model's.
+
+        Args:
+          images: `[B, image_size, image_size, channels]`, 0 to 255, any dtype.
+          dropout_keys: `[B]` PRNG keys, one an image, which turn dropout and drop path
+            on. What an image meets does not depend on the batch it stands in.
+
+        Returns:
+          logits `[B, C]` float32, and a tuple of L `Trace`s.
+        """
+        config = self.config
+        dtype = jnp.dtype(config.dtype)
+        images = images.astype(jnp.float32) / 255
+        images = (images - jnp.array(config.mean)) / jnp.array(config.std)
+        x = self.patch_embed(images.astype(dtype))  # [B, N, D]
+        if config.pool == "cls":
+            cls = jnp.broadcast_to(
+                self.cls_token[...].astype(dtype), (len(x), 1, config.width)
+            )
+            x = jnp.concatenate([cls, x], axis=1)
+        x = x + self.position_embedding[...].astype(dtype)
+
+        block_keys = [None] * config.depth
+        if dropout_keys is not None:
+            keys = _split_keys(dropout_keys, 1 + 2 * config.depth)  # [B, 1 + 2 L]
+            x = dropout(x, config.dropout, keys[:, 0], shape=x.shape[1:])
+            block_keys = jnp.split(keys[:, 1:], config.depth, axis=1)  # L of [B, 2]
+
+        traces = []
+        for block, keys in zip(self.blocks, block_keys, strict=True):
+            x, trace = block(x, dropout_keys=keys)
+            traces.append(trace)
+        x = self.norm(x.astype(jnp.float32))
+        x = x[:, 0] if config.pool == "cls" else jnp.mean(x, axis=1)  # [B, D]
+        return self.head(x), tuple(traces)
+
+    def orthonormality_penalty(self):
+        """Mean over layers, heads and {query, key} of `orthonormality_penalty`."""
+        return jnp.mean(
+            jnp.stack([b.attention.orthonormality_penalty() for b in self.blocks])
+        )
+
+
+def dropout(x, rate, keys, *, shape):
+    """Zeroes entries at the given rate and scales the others by 1 / (1 - rate).
+
+    Args:
+      x: `[B, ...]`.
+      rate: in [0, 1).
+      keys: `[B]` PRNG keys, one for each entry of the first axis.
+      shape: of one image's mask; it broadcasts against `x[0]`.
+
+    Returns:
+      Like x.
+    """
+    if rate == 0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, shape))(keys)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+
+
+def _split_keys(keys, num):
+    """`[B]` keys -> `[B, num]` keys."""
+    return jax.vmap(lambda key: jax.random.split(key, num))(keys)
+
+
+def _require(holds, key, config, rule):
+    if not holds:
+        value = getattr(config, key.split(".")[1])
+        raise UserError(f"{key}={value} {rule}")

@@ -1,0 +1,52 @@
+"""AdamW with warm-up, cosine decay, clipping, and a learning rate of its own for sigma."""
+
+import jax
+import optax
+
+
+def create_schedule(learning_rate, *, num_steps, warmup_steps):
+    """The learning rate by step: linear from 0 to its peak, then a cosine to 0.
+
+    Args:
+      learning_rate: the peak, reached after warmup_steps.
+      num_steps: of the whole run.
+      warmup_steps: of them, less than num_steps.
+
+    Returns:
+      A function from step to learning rate.
+    """
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=num_steps,
+    )
+
+
+def create_optimizer(schedule, *, weight_decay, clip_norm, spectrum_lr_scale):
+    """The update rule, AdamW (Loshchilov & Hutter 2019) on clipped gradients.
+
+    Args:
+      schedule: learning rate by step.
+      weight_decay: decoupled, times the learning rate, on matrices alone ("kernel").
+      clip_norm: the largest global gradient norm let through; longer ones are scaled.
+      spectrum_lr_scale: what the learning rate of relative_sigma is multiplied by; 0
+        leaves sigma at its start.
+
+    Returns:
+      An `optax.GradientTransformation`.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.scale_by_adam(),
+        optax.add_decayed_weights(weight_decay, mask=_named("kernel")),
+        optax.scale_by_learning_rate(schedule),
+        optax.masked(optax.scale(spectrum_lr_scale), _named("relative_sigma")),
+    )
+
+
+def _named(name):
+    """A mask that is True for the leaves of that name."""
+    return lambda params: jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key == name, params
+    )

@@ -1,0 +1,161 @@
+"""What a run's folder, its workdir, holds.
+
+    config.json     the config, as it was
+    checkpoints/    Orbax checkpoints of the training state
+    history.nc      every evaluation's measurements, one labelled xarray data set
+    events.out...   the same and more for TensorBoard
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import xarray as xr
+from flax import nnx
+from ml_collections import config_dict
+
+from svda_jax import UserError
+from svda_jax.checkpoint import Checkpoints
+from svda_jax.config import flatten, vit_config
+from svda_jax.models.vit import ViT
+from svda_jax.steps import create_graphdef
+
+# Where a run's data lies is not what the run is.
+_MAY_DIFFER = ("dataset.data_dir",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read back.
+
+    Attributes:
+      config: its config.
+      model: the `ViT` with the parameters of the newest checkpoint;
+        `logits, traces = model(images)`.
+      step: of that checkpoint.
+      history: `xarray.Dataset` of its evaluations.
+    """
+
+    config: config_dict.ConfigDict
+    model: ViT
+    step: int
+    history: xr.Dataset
+
+
+def config_path(workdir):
+    return pathlib.Path(workdir, "config.json")
+
+
+def checkpoints_path(workdir):
+    return pathlib.Path(workdir, "checkpoints")
+
+
+def history_path(workdir):
+    return pathlib.Path(workdir, "history.nc")
+
+
+def load(workdir):
+    """Reads a finished or unfinished run.
+
+    Raises:
+      UserError: there is no run in workdir, or it has no checkpoint yet.
+    """
+    config = load_config(workdir)
+    if config is None:
+        raise UserError(f"{workdir} holds no run (no config.json)")
+    model_config = vit_config(config)
+    graphdef = create_graphdef(model_config)
+    with Checkpoints(checkpoints_path(workdir)) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"{workdir} has no checkpoint yet")
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        params = jax.eval_shape(
+            lambda: nnx.to_pure_dict(
+                nnx.state(ViT(model_config, rngs=nnx.Rngs(0)), nnx.Param)
+            )
+        )
+        restored = checkpoints.restore(step, {"params": params}, device)
+    return Run(
+        config=config,
+        model=nnx.merge(graphdef, restored["params"]),
+        step=step,
+        history=read_history(workdir),
+    )
+
+
+def load_config(workdir):
+    """The config of the run in workdir, or None where there is no run."""
+    path = config_path(workdir)
+    if not path.exists():
+        return None
+    try:
+        return config_dict.ConfigDict(json.loads(path.read_text())).lock()
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def read_history(workdir):
+    """The `xarray.Dataset` of a run's history.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = history_path(workdir)
+    try:
+        return xr.load_dataset(path, engine="scipy")
+    except FileNotFoundError:
+        raise UserError(f"{workdir} has no evaluation yet (no {path.name})") from None
+    except Exception as error:  # scipy raises whatever the damaged byte leads to
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def check_workdir(config, workdir):
+    """Refuses a workdir that holds the run of another config.
+
+    Raises:
+      UserError: naming the first key that differs, with both values.
+    """
+    found = load_config(workdir)
+    if found is None:
+        return
+    found, wanted = flatten(found), _jsonable(flatten(config))
+    for key in sorted(found.keys() | wanted.keys()):
+        if key not in _MAY_DIFFER and found.get(key) != wanted.get(key):
+            raise UserError(
+                f"{workdir} holds a run with {key}={found.get(key)}, not "
+                f"{wanted.get(key)}; give another --workdir or remove it"
+            )
+
+
+def create_workdir(config, workdir):
+    """Makes the folder with its config.json, unless they are there.
+
+    Raises:
+      UserError: workdir cannot be written.
+    """
+    path = config_path(workdir)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        if not path.exists():
+            write_atomically(
+                path, json.dumps(config.to_dict(), indent=2).encode() + b"\n"
+            )
+        elif not os.access(workdir, os.W_OK):
+            raise PermissionError(None, "Permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write workdir {workdir}: {error.strerror}") from None
+
+
+def write_atomically(path, data):
+    """Writes a file so that at any moment the old or the new one is there, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _jsonable(values):
+    """As JSON gives values back: tuples are lists."""
+    return json.loads(json.dumps(values))

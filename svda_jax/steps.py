@@ -1,0 +1,193 @@
+"""The training and evaluation steps: pure functions of pytrees.
+
+Both run under `parallel.pmap`: `state` and `params` whole on every device, `batch`
+split over them. Axes: B images (a device's share), C classes, L layers, H heads, K
+per-head width.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from svda_jax.metrics import Metrics
+from svda_jax.models.vit import ViT
+from svda_jax.parallel import AXIS
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes while training.
+
+    Attributes:
+      step: int32, updates made so far.
+      params: the model's parameters, float32, as nested dicts.
+      opt_state: the optimizer's state.
+      metrics: `Metrics` of the training batches since the last evaluation.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    metrics: Metrics
+
+
+def create_graphdef(config):
+    """The static part of a `ViT`: `nnx.merge(graphdef, params)` is the model."""
+    model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param)[0]
+
+
+def create_train_state(config, optimizer, key):
+    """The state before the first step, for a `ViTConfig`, drawn from a PRNG key."""
+    model = ViT(config, rngs=nnx.Rngs(key))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        metrics=Metrics.empty(),
+    )
+
+
+def cross_entropy(logits, labels, *, label_smoothing=0.0):
+    """Cross-entropy against smoothed labels, image by image.
+
+        -sum_c y_c log softmax(logits)_c,  y = (1 - a) onehot(label) + a / C
+
+    Args:
+      logits: `[B, C]` float32.
+      labels: `[B]` int32.
+      label_smoothing: a, in [0, 1).
+
+    Returns:
+      `[B]` float32, nats.
+    """
+    onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(
+        logits, optax.smooth_labels(onehot, label_smoothing)
+    )
+
+
+def train_step(
+    state,
+    batch,
+    key,
+    *,
+    graphdef,
+    optimizer,
+    augment,
+    label_smoothing,
+    orthonormality_weight,
+    accumulate_steps,
+):
+    """One update.
+
+        loss = mean cross-entropy + orthonormality_weight * orthonormality penalty
+
+    The randomness of an image is a function of the key, the step and its place in the
+    batch, so the result depends on the number of devices and on accumulate_steps only
+    by rounding.
+
+    Args:
+      state: a `TrainState`.
+      batch: "image" `[B, ...]` uint8, "label" `[B]` int32.
+      key: the run's PRNG key.
+      graphdef: from `create_graphdef`.
+      optimizer: from `optimizer.create_optimizer`.
+      augment: (`[B, ...]` uint8, `[B]` keys) -> `[B, ...]`.
+      label_smoothing: see `cross_entropy`.
+      orthonormality_weight: weight of the soft-orthonormality penalty.
+      accumulate_steps: parts the batch is worked through in, to save memory.
+
+    Returns:
+      The new state, and whether loss and gradient were finite. Where they were not,
+      the state is the old one.
+    """
+    num_images = len(batch["label"])
+    first = jax.lax.axis_index(AXIS) * num_images
+    step_key = jax.random.fold_in(key, state.step)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        step_key, first + jnp.arange(num_images)
+    )
+
+    def loss_fn(params, images, labels, keys):
+        augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T  # [B], [B]
+        model = nnx.merge(graphdef, params)
+        logits, _ = model(augment(images, augment_keys), dropout_keys=dropout_keys)
+        losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        loss = jnp.mean(losses)
+        if orthonormality_weight:
+            loss += orthonormality_weight * model.orthonormality_penalty()
+        metrics = Metrics.single_from_model_output(
+            loss=losses, logits=logits, labels=labels
+        )
+        return loss, metrics
+
+    def accumulate(total, part):
+        grads = jax.grad(loss_fn, has_aux=True)(state.params, *part)
+        return jax.tree.map(jnp.add, total, grads), None
+
+    images = (batch["image"], batch["label"], keys)
+    if accumulate_steps == 1:
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, *images)
+    else:
+        parts = jax.tree.map(
+            lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), images
+        )
+        zeros = (jax.tree.map(jnp.zeros_like, state.params), Metrics.empty())
+        (grads, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
+        grads = jax.tree.map(lambda grad: grad / accumulate_steps, grads)
+    grads = jax.lax.pmean(grads, AXIS)
+    metrics = jax.lax.psum(metrics, AXIS)
+
+    finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.global_norm(grads))
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updated = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        opt_state=opt_state,
+        metrics=state.metrics.merge(metrics),
+    )
+    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+    return state, finite
+
+
+def eval_step(params, batch, *, graphdef):
+    """Metrics of one batch, over all devices.
+
+    Args:
+      params: the model's parameters.
+      batch: "image" `[B, ...]` uint8, "label" `[B]` int32, "mask" `[B]` bool, False
+        where an image only fills the batch up.
+      graphdef: from `create_graphdef`.
+
+    Returns:
+      `Metrics` of the masked images; the loss is without label smoothing.
+    """
+    logits, _ = nnx.merge(graphdef, params)(batch["image"])
+    metrics = Metrics.single_from_model_output(
+        loss=cross_entropy(logits, batch["label"]),
+        logits=logits,
+        labels=batch["label"],
+        mask=batch["mask"],
+    )
+    return jax.lax.psum(metrics, AXIS)
+
+
+def measure_parameters(params, *, graphdef):
+    """What is read off the parameters alone, once an evaluation.
+
+    Returns:
+      "spectrum" `[L, H, K]`, the spectrum of each head (see `Trace`), and
+      "orthonormality", the soft-orthonormality penalty of METHOD.
+    """
+    model = nnx.merge(graphdef, params)
+    return {
+        "spectrum": jnp.stack([block.attention.spectrum for block in model.blocks]),
+        "orthonormality": model.orthonormality_penalty(),
+    }

@@ -1,0 +1,278 @@
+"""Training and evaluating, in the order in which it happens."""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+
+import jax
+from clu import parameter_overview
+from tqdm import tqdm
+
+from svda_jax import UserError, datasets, parallel, runs
+from svda_jax.checkpoint import Checkpoints
+from svda_jax.config import validate
+from svda_jax.datasets.augment import create_augment
+from svda_jax.datasets.in_memory import InMemory
+from svda_jax.metrics import Metrics
+from svda_jax.optimizer import create_optimizer, create_schedule
+from svda_jax.steps import (
+    TrainState,
+    create_graphdef,
+    create_train_state,
+    eval_step,
+    measure_parameters,
+    train_step,
+)
+from svda_jax.writers import EventWriter, History
+
+# Steps started and not yet waited for. It keeps the device busy, the progress bar
+# honest and a non-finite loss close by; several CPU devices in one process deadlock in
+# their collectives when it has no bound (JAX 0.10).
+MAX_IN_FLIGHT = 8
+
+
+def train_and_evaluate(config, workdir):
+    """Trains the model that a config describes, from the start or where it stopped.
+
+    Args:
+      config: as from `configs/default.py`.
+      workdir: the run's folder; `svda_jax.runs` says what it will hold.
+
+    Raises:
+      UserError: the config, the data set or workdir is not what it should be. Nothing
+        has been compiled or written then.
+      FloatingPointError: loss or gradient was not finite; the message names the step
+        and the last checkpoint.
+    """
+    mesh = parallel.create_mesh()
+    whole = parallel.replicated(mesh)
+    model_config = validate(config, num_devices=mesh.size)
+    train_data, eval_data = _load_data(config, mesh)
+    num_images, batch_size = train_data.num_images, config.batch_size
+    num_steps = math.ceil(config.num_epochs * num_images / batch_size)
+
+    def steps_every(epochs):
+        """The steps at which that many epochs, twice as many, ... and all are done."""
+        return {
+            math.ceil(min(done, config.num_epochs) * num_images / batch_size)
+            for done in range(epochs, config.num_epochs + epochs, epochs)
+        }
+
+    eval_steps = steps_every(config.eval_every_epochs)
+    checkpoint_steps = steps_every(config.checkpoint_every_epochs)
+
+    schedule = create_schedule(
+        config.learning_rate,
+        num_steps=num_steps,
+        warmup_steps=round(config.warmup_fraction * num_steps),
+    )
+    optimizer = create_optimizer(
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        spectrum_lr_scale=config.spectrum_lr_scale,
+    )
+    graphdef = create_graphdef(model_config)
+    init_key, order_key, step_key = jax.device_put(
+        list(jax.random.split(jax.random.key(config.seed), 3)), whole
+    )
+    init = functools.partial(create_train_state, model_config, optimizer)
+    abstract_state = jax.eval_shape(init, init_key)
+    train_step_ = parallel.pmap(
+        functools.partial(
+            train_step,
+            graphdef=graphdef,
+            optimizer=optimizer,
+            augment=create_augment(config.augment),
+            label_smoothing=config.label_smoothing,
+            orthonormality_weight=config.orthonormality_weight,
+            accumulate_steps=config.accumulate_steps,
+        ),
+        mesh,
+        split_argnums=(1,),
+        donate_argnums=(0,),
+    )
+    evaluate = _create_evaluate(eval_data, graphdef, mesh)
+
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(runs.checkpoints_path(workdir)))
+        step = last_saved = checkpoints.latest_step() or 0
+        if step:
+            restored = checkpoints.restore(step, vars(abstract_state), whole)
+            state = TrainState(**restored)
+        runs.check_workdir(config, workdir)
+        if step >= num_steps:
+            _say_finished(workdir)
+            return
+        runs.create_workdir(config, workdir)
+        _say_start(config, workdir, mesh, abstract_state.params, train_data, eval_data)
+        if step:
+            print(f"resuming at step {step:,} of {num_steps:,}")
+        else:
+            state = jax.jit(init, out_shardings=whole)(init_key)
+        history = History(workdir, last_step=step)
+        events = stack.enter_context(EventWriter(workdir, config, last_step=step))
+        bar = stack.enter_context(_progress_bar(num_steps, step, batch_size))
+
+        clock = _Clock()
+        in_flight = collections.deque()
+        for batch in train_data.train_batches(order_key, step):
+            state, finite = train_step_(state, batch, step_key)
+            step += 1
+            in_flight.append((step, finite))
+            due = step in eval_steps or step in checkpoint_steps
+            while len(in_flight) > (0 if due else MAX_IN_FLIGHT):
+                done, finite = in_flight.popleft()
+                if not finite:
+                    raise FloatingPointError(
+                        f"loss or gradient is not finite at step {done} (learning rate "
+                        f"{schedule(done - 1):.3g}); last good checkpoint: "
+                        f"{checkpoints.path / str(last_saved) if last_saved else 'none'}"
+                    )
+                bar.update(batch_size)
+                clock.tick(batch_size)
+            if step in eval_steps:
+                rate = clock.rate()
+                values = {
+                    **{f"train_{k}": v for k, v in state.metrics.compute().items()},
+                    **evaluate(state.params),
+                    "learning_rate": schedule(step - 1),
+                    "images_per_second": rate,
+                    "epoch_seconds": num_images / rate,
+                }
+                empty = jax.device_put(Metrics.empty(), whole)
+                state = dataclasses.replace(state, metrics=empty)
+                epoch = step * batch_size / num_images
+                history.append(step, epoch, values)
+                events.write(step, values)
+                bar.write(_evaluation_line(step, epoch, values))
+                clock = _Clock()
+            if step in checkpoint_steps:
+                checkpoints.save(step, vars(state))
+                last_saved = step
+            if step == num_steps:
+                break
+    _say_end(workdir)
+
+
+def _load_data(config, mesh):
+    """Both splits, on the devices."""
+    train, evaluation = datasets.load(config.dataset)
+    if config.batch_size > len(train.labels):
+        raise UserError(
+            f"batch_size={config.batch_size} must not exceed the {len(train.labels)} "
+            f"images of dataset.train_split={config.dataset.train_split}"
+        )
+    return tuple(
+        InMemory(examples, batch_size=config.batch_size, mesh=mesh)
+        for examples in (train, evaluation)
+    )
+
+
+def _create_evaluate(data, graphdef, mesh):
+    """A function from parameters to what an evaluation measures, by name."""
+
+    def accumulate(params, metrics, batch):
+        return metrics.merge(eval_step(params, batch, graphdef=graphdef))
+
+    accumulate = parallel.pmap(accumulate, mesh, split_argnums=(2,))
+    measure = jax.jit(functools.partial(measure_parameters, graphdef=graphdef))
+
+    def evaluate(params):
+        metrics = jax.device_put(Metrics.empty(), parallel.replicated(mesh))
+        for i, batch in enumerate(data.eval_batches(), start=1):
+            metrics = accumulate(params, metrics, batch)
+            if i % MAX_IN_FLIGHT == 0:
+                jax.block_until_ready(metrics)
+        averages = {f"eval_{k}": v for k, v in metrics.compute().items()}
+        return jax.device_get({**averages, **measure(params)})
+
+    return evaluate
+
+
+class _Clock:
+    """Images a second since the first tick: what is compiled before does not count."""
+
+    def __init__(self):
+        self._start = None
+        self._images = 0
+
+    def tick(self, images):
+        if self._start is None:
+            self._start = time.perf_counter()
+        else:
+            self._images += images
+
+    def rate(self):
+        """Images a second; not a number after a single tick."""
+        seconds = time.perf_counter() - self._start
+        return self._images / seconds if self._images else math.nan
+
+
+def _progress_bar(num_steps, step, batch_size):
+    return tqdm(
+        total=num_steps * batch_size,
+        initial=step * batch_size,
+        unit=" images",
+        unit_scale=True,
+        disable=None,  # where nobody looks: output that is not a terminal
+        leave=False,
+    )
+
+
+def _say_start(config, workdir, mesh, params, train_data, eval_data):
+    """Prints what is trained, on what, where to."""
+    model, dataset = config.model, config.dataset
+    # All blocks look alike, so their leaves are shown stacked: [L, ...].
+    blocks = jax.tree.map(
+        lambda *leaves: jax.ShapeDtypeStruct(
+            (len(leaves), *leaves[0].shape), leaves[0].dtype
+        ),
+        *params["blocks"].values(),
+    )
+    overview = parameter_overview.get_parameter_overview(
+        {**params, "blocks": blocks}, include_stats=False
+    )
+    side = dataset.image_size
+    device = mesh.devices[0]
+    print(overview)
+    print(
+        f"model    {model.attention} attention, {model.depth} blocks of width "
+        f"{model.width}, {model.num_heads} heads, {model.patch_size} x "
+        f"{model.patch_size} patches\n"
+        f"data     {dataset.name}: {train_data.num_images:,} images to train on, "
+        f"{eval_data.num_images:,} to evaluate; {side} x {side} x {dataset.channels}, "
+        f"{dataset.num_classes} classes\n"
+        f"devices  {mesh.size} x {device.device_kind} (JAX {jax.__version__})\n"
+        f"workdir  {workdir}",
+        flush=True,
+    )
+
+
+def _evaluation_line(step, epoch, values):
+    return (
+        f"epoch {epoch:6.1f}  step {step:6,}  "
+        f"train loss {values['train_loss']:.4f}  "
+        f"eval loss {values['eval_loss']:.4f}  "
+        f"eval accuracy {values['eval_accuracy']:.2%}  "
+        f"{values['images_per_second']:,.0f} images/s"
+    )
+
+
+def _say_end(workdir):
+    print(
+        f"\ndone. Look at it with\n"
+        f"  tensorboard --logdir {workdir}\n"
+        f"and at {runs.history_path(workdir)}, which xarray opens"
+    )
+
+
+def _say_finished(workdir):
+    print(
+        f"{workdir} holds this run, finished. Start another with another --workdir or "
+        f"--config.seed, or look at this one with\n"
+        f"  tensorboard --logdir {workdir}"
+    )

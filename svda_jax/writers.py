@@ -1,0 +1,130 @@
+"""What a run leaves to look at: its history, and events for TensorBoard."""
+
+import numpy as np
+import tensorboardX
+import xarray as xr
+from tensorboardX.summary import hparams
+
+from svda_jax.config import flatten
+from svda_jax.runs import history_path, read_history, write_atomically
+
+# What an evaluation measures: axes beside "step", unit, meaning.
+VARIABLES = {
+    "train_loss": (
+        (),
+        "nats",
+        "cross-entropy with label smoothing, mean over the training batches since the "
+        "last evaluation",
+    ),
+    "train_accuracy": ((), "fraction", "accuracy on the same batches, as augmented"),
+    "eval_loss": ((), "nats", "cross-entropy, mean over the evaluation split"),
+    "eval_accuracy": ((), "fraction", "accuracy on the evaluation split"),
+    "learning_rate": ((), "1", "learning rate of the last step"),
+    "images_per_second": ((), "1/s", "images trained on, without evaluation"),
+    "epoch_seconds": ((), "s", "time that an epoch of training takes at that rate"),
+    "orthonormality": (
+        (),
+        "1",
+        "mean over layers, heads, query and key of ||W_hat^T W_hat - I||_F^2 / K",
+    ),
+    "spectrum": (
+        ("layer", "head", "direction"),
+        "1",
+        "sigma, or the singular values of W_q W_k^T for softmax attention",
+    ),
+}
+
+# TensorBoard's tag for each of them that is a number.
+SCALARS = {
+    "train/loss": "train_loss",
+    "train/accuracy": "train_accuracy",
+    "train/learning_rate": "learning_rate",
+    "train/images_per_second": "images_per_second",
+    "eval/loss": "eval_loss",
+    "eval/accuracy": "eval_accuracy",
+    "model/orthonormality": "orthonormality",
+}
+
+
+class History:
+    """The measurements of a run's evaluations, `history.nc` in its workdir.
+
+    Args:
+      workdir: of the run.
+      last_step: later evaluations, of an attempt that was cut off, are forgotten.
+
+    Attributes:
+      data: `xarray.Dataset` of `VARIABLES` over the coordinate "step", with "epoch"
+        beside it.
+    """
+
+    def __init__(self, workdir, *, last_step):
+        self.path = history_path(workdir)
+        self.data = None
+        if self.path.exists():
+            data = read_history(workdir)
+            data = data.isel(step=data.step.values <= last_step)
+            self.data = data if data.sizes["step"] else None
+
+    def append(self, step, epoch, values):
+        """Adds an evaluation and writes the file.
+
+        Args:
+          step: updates made so far.
+          epoch: passes over the training split so far, a float.
+          values: arrays by the names of `VARIABLES`.
+        """
+        variables = {
+            name: (
+                ("step", *axes),
+                np.asarray(values[name], np.float32)[None],
+                {"units": unit, "long_name": meaning},
+            )
+            for name, (axes, unit, meaning) in VARIABLES.items()
+        }
+        row = xr.Dataset(
+            variables,
+            coords={
+                "step": ("step", np.asarray([step], np.int32)),
+                "epoch": ("step", np.asarray([epoch], np.float64)),
+            },
+        )
+        self.data = row if self.data is None else xr.concat([self.data, row], "step")
+        write_atomically(self.path, self.data.to_netcdf(engine="scipy"))
+
+
+class EventWriter:
+    """Writes TensorBoard events into a run's workdir.
+
+    Args:
+      workdir: of the run.
+      config: of the run; its values become hyperparameters.
+      last_step: TensorBoard drops what an attempt that was cut off wrote behind it.
+    """
+
+    def __init__(self, workdir, config, *, last_step):
+        self._writer = tensorboardX.SummaryWriter(
+            str(workdir), purge_step=last_step + 1 if last_step else None
+        )
+        values = {
+            key: value if isinstance(value, (str, bool, int, float)) else str(value)
+            for key, value in flatten(config).items()
+        }
+        for summary in hparams(values, {"eval/loss": None, "eval/accuracy": None}):
+            self._writer.file_writer.add_summary(summary)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self._writer.close()
+
+    def write(self, step, values):
+        """Writes an evaluation, given as to `History.append`."""
+        for tag, name in SCALARS.items():
+            self._writer.add_scalar(tag, float(values[name]), step)
+        for layer, spectrum in enumerate(values["spectrum"]):
+            self._writer.add_histogram(
+                f"spectrum/layer_{layer}", np.asarray(spectrum).ravel(), step
+            )
+        self._writer.flush()
