@@ -145,7 +145,7 @@ def train_step(
     grads = jax.lax.pmean(grads, AXIS)
     metrics = jax.lax.psum(metrics, AXIS)
 
-    finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.global_norm(grads))
+    finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     updated = TrainState(
         step=state.step + 1,

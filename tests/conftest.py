@@ -1,0 +1,106 @@
+"""Eight CPU devices for every test, small models, a small TFDS folder."""
+
+import os
+
+# Before JAX starts. Without the larger pool several CPU devices in one process can
+# deadlock in their collectives on a machine of few cores (JAX 0.10).
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["PJRT_NPROC"] = "32"
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import config_dict
+
+from configs import digits
+from svda_jax.datasets import open_builder
+from svda_jax.models.vit import ViTConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_cache(tmp_path_factory):
+    """What several tests compile is compiled once."""
+    path = tmp_path_factory.mktemp("compiled")
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def make_model_config():
+    """Makes a `ViTConfig` of distinct small sizes: 9 tokens, 3 heads, K = 5."""
+
+    def make(**changes):
+        options = dict(
+            image_size=6,
+            channels=2,
+            mean=(0.25, 0.5),
+            std=(0.5, 0.25),
+            num_classes=7,
+            patch_size=2,
+            width=15,
+            depth=2,
+            num_heads=3,
+            mlp_dim=11,
+        )
+        return ViTConfig(**{**options, **changes})
+
+    return make
+
+
+@pytest.fixture
+def randomize():
+    """Replaces every leaf of a parameter tree by normal numbers of that scale."""
+
+    def randomize(params, scale=0.3, seed=1):
+        leaves, treedef = jax.tree.flatten(params)
+        rng = np.random.default_rng(seed)
+        return jax.tree.unflatten(
+            treedef,
+            [jax.numpy.float32(scale * rng.normal(size=leaf.shape)) for leaf in leaves],
+        )
+
+    return randomize
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A TFDS folder with the digits in it."""
+    path = str(tmp_path_factory.mktemp("tfds"))
+    open_builder("digits", path)
+    return path
+
+
+@pytest.fixture
+def make_config(data_dir):
+    """Makes the digits config cut down to a run of seconds; keys with __ for a dot."""
+
+    def make(**changes):
+        config = digits.get_config()
+        options = dict(
+            num_epochs=2,
+            batch_size=32,
+            eval_every_epochs=1,
+            checkpoint_every_epochs=1,
+            model__width=16,
+            model__depth=2,
+            model__num_heads=2,
+            model__mlp_dim=16,
+            model__patch_size=4,
+            dataset__data_dir=data_dir,
+            dataset__train_split="train[:100]",
+            dataset__eval_split="test[:77]",
+        )
+        for name, value in {**options, **changes}.items():
+            section, _, key = name.rpartition("__")
+            holder = config[section] if section else config
+            holder[key] = value
+        assert isinstance(config, config_dict.ConfigDict)
+        return config.lock()
+
+    return make

@@ -1,0 +1,105 @@
+"""What is computed, written out in NumPy float64 loops; it imports nothing of svda_jax.
+
+Axes: B images, N tokens, H heads, D width, K per-head width.
+"""
+
+import numpy as np
+
+
+def unit(vector):
+    """The vector scaled to length one; a zero vector stays zero."""
+    length = np.sqrt(np.sum(np.square(vector)))
+    return vector / length if length > 0 else vector
+
+
+def softmax(row):
+    exponentials = np.exp(row - row.max())
+    return exponentials / exponentials.sum()
+
+
+def attention_weights(query, key, sigma=None):
+    """`[B, N, H, K]` twice, `[H, K]` or None -> `[B, H, N, N]`."""
+    query, key = np.float64(query), np.float64(key)
+    images, tokens, heads, width = query.shape
+    weights = np.zeros((images, heads, tokens, tokens))
+    for b in range(images):
+        for h in range(heads):
+            for i in range(tokens):
+                scores = np.zeros(tokens)
+                for j in range(tokens):
+                    q, k = query[b, i, h], key[b, j, h]
+                    if sigma is not None:
+                        q, k = unit(q) * np.float64(sigma[h]), unit(k)
+                    scores[j] = np.sum(q * k) / np.sqrt(width)
+                weights[b, h, i] = softmax(scores)
+    return weights
+
+
+def attention(query, key, value, sigma=None):
+    """`[B, N, H, K]` three times, `[H, K]` or None -> `[B, N, H, K]`."""
+    weights = attention_weights(query, key, sigma)
+    out = np.zeros(np.shape(value))
+    for b, i, h in np.ndindex(out.shape[:3]):
+        for j in range(out.shape[1]):
+            out[b, i, h] += weights[b, h, i, j] * np.float64(value[b, j, h])
+    return out
+
+
+def x_transformers_weights(query, key, query_scale, key_scale, scale):
+    """Attention weights of x-transformers with attn_qk_norm and its dim_scale.
+
+    `[B, N, H, K]` twice, the learned scales `[H, K]` twice -> `[B, H, N, N]`.
+    """
+    query, key = np.float64(query), np.float64(key)
+    query = query / np.linalg.norm(query, axis=-1, keepdims=True) * query_scale
+    key = key / np.linalg.norm(key, axis=-1, keepdims=True) * key_scale
+    scores = np.einsum("bihk,bjhk->bhij", query, key) * scale
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def orthonormality_penalty(kernel):
+    """`[D, H, K]` -> `[H]`."""
+    _, heads, width = kernel.shape
+    penalty = np.zeros(heads)
+    for h in range(heads):
+        for k in range(width):
+            for m in range(width):
+                product = np.sum(
+                    unit(np.float64(kernel[:, h, k])) * unit(np.float64(kernel[:, h, m]))
+                )
+                penalty[h] += (product - (k == m)) ** 2 / width
+    return penalty
+
+
+def singular_values(query_kernel, key_kernel):
+    """`[D, H, K]` twice -> `[H, K]`, from the D x D product itself."""
+    _, heads, width = query_kernel.shape
+    values = []
+    for h in range(heads):
+        product = np.float64(query_kernel[:, h]) @ np.float64(key_kernel[:, h]).T
+        values.append(np.linalg.svd(product, compute_uv=False)[:width])
+    return np.array(values)
+
+
+def cross_entropy(logits, labels, label_smoothing=0.0):
+    """`[B, C]`, `[B]` -> `[B]`, nats."""
+    losses = np.zeros(len(labels))
+    for b, label in enumerate(labels):
+        probabilities = softmax(np.float64(logits[b]))
+        classes = len(probabilities)
+        for c, probability in enumerate(probabilities):
+            target = (1 - label_smoothing) * (c == label) + label_smoothing / classes
+            losses[b] -= target * np.log(probability)
+    return losses
+
+
+def adamw(param, grads, *, learning_rates, decay, b1=0.9, b2=0.999, eps=1e-8):
+    """A parameter after one AdamW step for each gradient and learning rate."""
+    param, first, second = np.float64(param), 0.0, 0.0
+    for t, (grad, rate) in enumerate(zip(grads, learning_rates, strict=True), start=1):
+        first = b1 * first + (1 - b1) * grad
+        second = b2 * second + (1 - b2) * grad**2
+        update = (first / (1 - b1**t)) / (np.sqrt(second / (1 - b2**t)) + eps)
+        param = param - rate * (update + decay * param)
+    return param

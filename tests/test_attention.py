@@ -1,0 +1,207 @@
+"""SVDA and softmax attention against the float64 loops of reference.py."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+from jax.test_util import check_grads
+
+from svda_jax.models import attention as A
+
+B, N, H, K = 2, 11, 3, 7
+
+# Float32 rounding of scores of order one, through exp and a sum over N = 11.
+TOLERANCE = 2e-6
+# bfloat16 has 8 bits: rounding of q_hat * sigma and k_hat moves a score of at most
+# |sigma| = 4 by up to 4 * 2^-8 / sqrt(7), and the weights, in [0, 1], by less than that;
+# values of up to 3 and the rounding of the output multiply it.
+BFLOAT16_TOLERANCE = 0.05
+
+
+@pytest.fixture
+def qkv(rng):
+    return np.float32(rng.normal(size=(3, B, N, H, K)))
+
+
+@pytest.fixture
+def sigma(rng):
+    """Both signs, of the order of K."""
+    return np.float32(rng.normal(size=(H, K)) * K / 2)
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["svda", "softmax"])
+def test_weights_equal_reference(qkv, sigma, kind):
+    sigma = sigma if kind == "svda" else None
+    weights = A.attention_weights(qkv[0], qkv[1], sigma)
+    assert weights.shape == (B, H, N, N)
+    assert_close(weights, reference.attention_weights(qkv[0], qkv[1], sigma))
+
+
+def test_svda_attention_equals_reference(qkv, sigma):
+    assert sigma.min() < 0 < sigma.max()
+    out = A.svda_attention(*qkv, sigma)
+    assert_close(out, reference.attention(*qkv, sigma))
+
+
+def test_weights_equal_x_transformers(qkv, rng):
+    query_scale, key_scale = rng.normal(size=(2, H, K))
+    expected = reference.x_transformers_weights(
+        qkv[0], qkv[1], query_scale, key_scale, scale=1.0
+    )
+    sigma = np.float32(query_scale * key_scale * np.sqrt(K))
+    assert_close(A.attention_weights(qkv[0], qkv[1], sigma), expected)
+
+
+def test_fused_path_equals_materialised_weights(qkv, sigma):
+    weights = A.attention_weights(qkv[0], qkv[1], sigma)
+    out = jnp.einsum("bhij,bjhk->bihk", weights, qkv[2])
+    assert_close(A.svda_attention(*qkv, sigma), out)
+
+
+def test_constant_sigma_is_cosine_attention(qkv):
+    query, key, _ = np.float64(qkv)
+    query /= np.linalg.norm(query, axis=-1, keepdims=True)
+    key /= np.linalg.norm(key, axis=-1, keepdims=True)
+    cosine = np.einsum("bihk,bjhk->bhij", query, key)
+    exponentials = np.exp(5.0 * cosine / np.sqrt(K))
+    expected = exponentials / exponentials.sum(-1, keepdims=True)
+    weights = A.attention_weights(qkv[0], qkv[1], np.full((H, K), 5.0, np.float32))
+    assert_close(weights, expected)
+
+
+def test_length_of_queries_and_keys_changes_nothing(qkv, sigma, rng):
+    lengths = np.float32(rng.uniform(0.01, 100, size=(2, B, N, H, 1)))
+    scaled = A.svda_attention(qkv[0] * lengths[0], qkv[1] * lengths[1], qkv[2], sigma)
+    assert_close(scaled, A.svda_attention(*qkv, sigma))
+
+
+def test_permuting_tokens_permutes_outputs(qkv, sigma, rng):
+    order = rng.permutation(N)
+    permuted = A.svda_attention(*qkv[:, :, order], sigma)
+    assert_close(permuted, A.svda_attention(*qkv, sigma)[:, order])
+
+
+def test_zero_rows_are_finite_in_value_and_gradient(qkv, sigma):
+    query, key, value = qkv
+    query[0, 3], key[1, 4] = 0, 0
+
+    def total(*args):
+        return jnp.sum(jnp.square(A.svda_attention(*args)))
+
+    out, grads = jax.value_and_grad(total, argnums=(0, 1, 2, 3))(
+        query, key, value, sigma
+    )
+    assert np.isfinite(out)
+    assert all(np.isfinite(grad).all() for grad in grads)
+    # A zero query has the same score, 0, for every key.
+    weights = A.attention_weights(query, key, sigma)
+    assert_close(weights[0, :, 3], np.full((H, N), 1 / N))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_normalize_gives_unit_vectors_at_any_length(rng, scale):
+    x = A.normalize(np.float32(scale * rng.normal(size=(5, K))))
+    assert_close(np.linalg.norm(x, axis=-1), np.ones(5))
+
+
+def test_gradient_equals_finite_differences(qkv, sigma):
+    # Central differences at step 1e-2 in float32: error about step^2 and 1e-6 / step.
+    check_grads(
+        A.svda_attention, (*qkv, sigma), 1, ["rev"], eps=1e-2, atol=2e-2, rtol=2e-2
+    )
+
+
+def test_bfloat16(qkv):
+    sigma = np.linspace(-4, 4, H * K, dtype=np.float32).reshape(H, K)
+    out = A.svda_attention(*jnp.bfloat16(qkv), sigma)
+    assert out.dtype == jnp.bfloat16
+    expected = reference.attention(*qkv, sigma)
+    assert_close(np.float32(out), expected, BFLOAT16_TOLERANCE)
+    weights = A.attention_weights(*jnp.bfloat16(qkv[:2]), sigma)
+    assert weights.dtype == jnp.float32
+    assert_close(weights.sum(-1), np.ones((B, H, N)))
+
+
+def test_jit_equals_eager(qkv, sigma):
+    assert_close(jax.jit(A.svda_attention)(*qkv, sigma), A.svda_attention(*qkv, sigma))
+
+
+def test_sigma_of_another_shape_is_refused(qkv):
+    with pytest.raises(ValueError, match="sigma has shape"):
+        A.svda_attention(*qkv, np.ones(K, np.float32))
+    with pytest.raises(ValueError, match="sigma has shape"):
+        A.attention_weights(qkv[0], qkv[1], np.ones((1, K), np.float32))
+
+
+def test_orthonormality_penalty(rng):
+    kernel = np.float32(rng.normal(size=(13, H, K)))
+    expected = reference.orthonormality_penalty(kernel)
+    np.testing.assert_allclose(A.orthonormality_penalty(kernel), expected, rtol=1e-5)
+    orthogonal = np.linalg.qr(rng.normal(size=(13, K)))[0] * np.arange(1, K + 1)
+    assert_close(A.orthonormality_penalty(np.float32(orthogonal[:, None])), [0])
+    parallel = np.ones((13, 1, K), np.float32)
+    np.testing.assert_allclose(A.orthonormality_penalty(parallel), [K - 1], rtol=1e-5)
+
+
+def test_singular_values_equal_those_of_the_product(rng):
+    query, key = np.float32(rng.normal(size=(2, 13, H, K)))
+    expected = reference.singular_values(query, key)
+    np.testing.assert_allclose(A.singular_values(query, key), expected, rtol=2e-5)
+
+
+def make(kind, spectrum_init="matched", dtype=jnp.float32):
+    return A.ATTENTIONS[kind](
+        H * K, H, spectrum_init=spectrum_init, dtype=dtype, rngs=nnx.Rngs(0)
+    )
+
+
+@pytest.mark.parametrize("kind", A.ATTENTIONS)
+def test_module_is_its_function_between_projections(rng, kind):
+    module = make(kind)
+    x = np.float32(rng.normal(size=(B, N, H * K)))
+    out, trace = module(x)
+    assert out.shape == x.shape
+    attended = reference.attention(
+        trace.query, trace.key, module.value(x), trace.sigma
+    )
+    expected = module.out(np.float32(attended))
+    assert_close(out, expected, 1e-5)  # sums over D = 21 on both sides
+    assert trace.query.shape == trace.key.shape == (B, N, H, K)
+    assert trace.spectrum.shape == (H, K)
+    assert (trace.sigma is None) == (kind == "softmax")
+
+
+@pytest.mark.parametrize("name, start", [("matched", K), ("sqrt", K**0.5), ("ones", 1)])
+def test_start_of_sigma(name, start):
+    assert_close(make("svda", name).sigma, np.full((H, K), start), 1e-6)
+
+
+def test_matched_start_gives_logits_of_softmax_attention():
+    # Standard deviation of a logit over independent Gaussian queries and keys: both 1,
+    # up to sampling (64 * 64 * 16 logits) and to 1 / K (a unit vector is no Gaussian).
+    query, key = jax.random.normal(jax.random.key(0), (2, 1, 64, 16, 32))
+    q_hat, k_hat = A.normalize(query), A.normalize(key)
+    svda = jnp.einsum("bihk,bjhk->bhij", q_hat * 32, k_hat) / 32**0.5
+    softmax = jnp.einsum("bihk,bjhk->bhij", query, key) / 32**0.5
+    assert jnp.std(svda) == pytest.approx(float(jnp.std(softmax)), rel=0.04)
+
+
+def test_both_attentions_start_from_the_same_projections():
+    svda, softmax = make("svda"), make("softmax")
+    for name in ("query", "key", "value", "out"):
+        a, b = getattr(svda, name).kernel[...], getattr(softmax, name).kernel[...]
+        np.testing.assert_array_equal(a, b)
+
+
+def test_spectrum_of_the_baseline_has_no_gradient(rng):
+    module = make("softmax")
+    x = np.float32(rng.normal(size=(B, N, H * K)))
+    graphdef, params = nnx.split(module, nnx.Param)
+    grads = jax.grad(lambda p: jnp.sum(nnx.merge(graphdef, p)(x)[1].spectrum))(params)
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))

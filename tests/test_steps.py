@@ -1,0 +1,241 @@
+"""One training and one evaluation step, on one device and on several."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+from flax import nnx
+
+from svda_jax import parallel, steps
+from svda_jax.optimizer import create_optimizer
+
+B = 16
+
+
+@pytest.fixture
+def batch(rng):
+    return {
+        "image": rng.integers(0, 256, size=(B, 6, 6, 2)).astype(np.uint8),
+        "label": rng.integers(0, 7, size=B).astype(np.int32),
+    }
+
+
+def create(config, *, optimizer=None, num_devices=1, augment=None, **options):
+    """A fresh state and its compiled step."""
+    mesh = parallel.create_mesh(jax.devices()[:num_devices])
+    optimizer = optimizer or create_optimizer(
+        lambda step: 1e-2, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=10.0
+    )
+    state = jax.jit(
+        functools.partial(steps.create_train_state, config, optimizer),
+        out_shardings=parallel.replicated(mesh),
+    )(jax.random.key(0))
+    step = functools.partial(
+        steps.train_step,
+        graphdef=steps.create_graphdef(config),
+        optimizer=optimizer,
+        augment=augment or (lambda images, keys: images),
+        **{
+            "label_smoothing": 0.1,
+            "orthonormality_weight": 0.0,
+            "accumulate_steps": 1,
+            **options,
+        },
+    )
+    return state, parallel.pmap(step, mesh, split_argnums=(1,), donate_argnums=(0,))
+
+
+def run(config, batch, num_steps=5, **options):
+    """Parameters after some steps and the mean loss over them."""
+    state, step = create(config, **options)
+    for _ in range(num_steps):
+        state, finite = step(state, batch, jax.random.key(1))
+        assert finite
+    assert step._cache_size() == 1
+    return jax.device_get(state.params), float(state.metrics.compute()["loss"])
+
+
+def assert_trees_close(a, b, tolerance):
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=0, atol=tolerance), a, b
+    )
+
+
+def assert_trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_cross_entropy_equals_reference(rng):
+    logits = np.float32(rng.normal(size=(B, 7)))
+    labels = rng.integers(0, 7, size=B)
+    for smoothing in (0.0, 0.3):
+        np.testing.assert_allclose(
+            steps.cross_entropy(logits, labels, label_smoothing=smoothing),
+            reference.cross_entropy(logits, labels, smoothing),
+            rtol=1e-5,
+        )
+
+
+def test_first_loss_is_that_of_a_zero_head(make_model_config, batch):
+    _, loss = run(make_model_config(), batch, num_steps=1)
+    assert loss == pytest.approx(np.log(7), rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_learns_a_batch_by_heart(make_model_config, batch, attention):
+    config = make_model_config(attention=attention)
+    state, step = create(config, label_smoothing=0.0)
+    for _ in range(150):
+        state, _ = step(state, batch, jax.random.key(1))
+    evaluate = parallel.pmap(
+        functools.partial(steps.eval_step, graphdef=steps.create_graphdef(config)),
+        parallel.create_mesh(jax.devices()[:1]),
+        split_argnums=(1,),
+    )
+    metrics = evaluate(state.params, {**batch, "mask": np.ones(B, bool)}).compute()
+    assert metrics["accuracy"] == 1
+    assert metrics["loss"] < 0.1
+
+
+def test_same_key_gives_identical_parameters(make_model_config, batch):
+    config = make_model_config(dropout=0.3, drop_path=0.3)
+    first, second = run(config, batch), run(config, batch)
+    assert_trees_equal(first, second)
+
+
+# Float32 sums in another order, through 5 Adam steps of size 0.01, which divide small
+# gradients by their own size.
+ORDER_TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize("num_devices", [2, 4, 8])
+@pytest.mark.parametrize("rates", [{}, {"dropout": 0.3, "drop_path": 0.3}])
+def test_devices_do_not_matter(make_model_config, batch, num_devices, rates):
+    config = make_model_config(**rates)
+    params, loss = run(config, batch)
+    params_, loss_ = run(config, batch, num_devices=num_devices)
+    assert loss_ == pytest.approx(loss, rel=1e-6)
+    assert_trees_close(params_, params, ORDER_TOLERANCE)
+
+
+@pytest.mark.parametrize("num_devices, accumulate_steps", [(1, 4), (2, 2)])
+def test_accumulation_does_not_matter(
+    make_model_config, batch, num_devices, accumulate_steps
+):
+    config = make_model_config(dropout=0.3)
+    # Devices split first: the images of a part, and so their order, differ, not the sum.
+    params, loss = run(config, batch)
+    params_, loss_ = run(
+        config, batch, num_devices=num_devices, accumulate_steps=accumulate_steps
+    )
+    assert loss_ == pytest.approx(loss, rel=1e-6)
+    assert_trees_close(params_, params, ORDER_TOLERANCE)
+
+
+def test_images_are_augmented_each_with_its_own_key(make_model_config, batch):
+    seen = []
+
+    def augment(images, keys):
+        jax.debug.callback(lambda data: seen.append(data), jax.random.key_data(keys))
+        return images
+
+    run(make_model_config(), batch, num_steps=2, augment=augment)
+    jax.effects_barrier()
+    keys = np.concatenate(seen)
+    assert len(np.unique(keys, axis=0)) == 2 * B
+
+
+def test_orthonormality_penalty_makes_projections_orthogonal(make_model_config, batch):
+    config = make_model_config()
+    graphdef = steps.create_graphdef(config)
+    penalties = [
+        steps.measure_parameters(
+            run(config, batch, num_steps=30, orthonormality_weight=weight)[0],
+            graphdef=graphdef,
+        )["orthonormality"]
+        for weight in (0.0, 1.0)
+    ]
+    assert penalties[1] < 0.5 * penalties[0]
+
+
+def test_loss_gradient_includes_the_weighted_penalty(make_model_config, batch):
+    config = make_model_config()
+    sgd = optax.sgd(1.0)
+    plain, _ = run(config, batch, 1, optimizer=sgd)
+    penalised, _ = run(config, batch, 1, optimizer=sgd, orthonormality_weight=0.7)
+    initial = jax.device_get(create(config, optimizer=sgd)[0].params)
+    grad = jax.grad(
+        lambda p: nnx.merge(steps.create_graphdef(config), p).orthonormality_penalty()
+    )(initial)
+    expected = jax.tree.map(lambda p, g: p - 0.7 * g, plain, grad)
+    assert_trees_close(penalised, expected, 1e-5)
+
+
+def test_nonfinite_step_changes_nothing(make_model_config, batch):
+    state, step = create(make_model_config())
+    state, finite = step(state, batch, jax.random.key(1))
+    assert finite
+    before = jax.device_get(state)
+    poisoned = jax.tree.map(lambda x: x, before.params)
+    poisoned["head"]["bias"] = poisoned["head"]["bias"] * np.nan
+    poisoned = dataclasses.replace(before, params=poisoned)
+    after, finite = step(poisoned, batch, jax.random.key(1))
+    assert not finite
+    assert_trees_equal(jax.device_get(after), jax.device_get(poisoned))
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_evaluation_counts_masked_images_only(
+    make_model_config, batch, randomize, num_devices
+):
+    config = make_model_config()
+    graphdef = steps.create_graphdef(config)
+    params = randomize(jax.device_get(create(config)[0].params))
+    evaluate = parallel.pmap(
+        functools.partial(steps.eval_step, graphdef=graphdef),
+        parallel.create_mesh(jax.devices()[:num_devices]),
+        split_argnums=(1,),
+    )
+    mask = np.arange(B) < 11
+    metrics = evaluate(params, {**batch, "mask": mask})
+    logits = np.asarray(nnx.merge(graphdef, params)(batch["image"][:11])[0])
+    labels = batch["label"][:11]
+    assert metrics.accuracy.count == 11
+    result = metrics.compute()
+    assert result["accuracy"] == pytest.approx(np.mean(logits.argmax(-1) == labels))
+    expected = reference.cross_entropy(logits, labels).mean()
+    assert result["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_measured_spectrum(make_model_config, attention, randomize):
+    config = make_model_config(attention=attention)
+    params = randomize(jax.device_get(create(config)[0].params))
+    measured = jax.jit(
+        functools.partial(
+            steps.measure_parameters, graphdef=steps.create_graphdef(config)
+        )
+    )(params)
+    for layer in range(2):
+        block = params["blocks"][layer]["attention"]
+        if attention == "svda":
+            expected = 5 * block["relative_sigma"]  # matched start: c = K = 5
+        else:
+            expected = reference.singular_values(
+                block["query"]["kernel"], block["key"]["kernel"]
+            )
+        np.testing.assert_allclose(
+            measured["spectrum"][layer], expected, rtol=1e-4, atol=1e-6
+        )
+    penalties = [
+        reference.orthonormality_penalty(np.asarray(block["attention"][name]["kernel"]))
+        for block in params["blocks"].values()
+        for name in ("query", "key")
+    ]
+    assert measured["orthonormality"] == pytest.approx(np.mean(penalties), rel=1e-4)
+    assert measured["orthonormality"].dtype == jnp.float32

@@ -1,0 +1,153 @@
+"""The Vision Transformer: its config, shapes, counts, dropout, dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from svda_jax import UserError
+from svda_jax.models.vit import PatchEmbed, ViT, dropout
+
+B = 5
+
+
+def make(config):
+    return ViT(config, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture
+def images(rng):
+    return rng.integers(0, 256, size=(B, 6, 6, 2)).astype(np.uint8)
+
+
+def count(config):
+    params = nnx.state(nnx.eval_shape(lambda: make(config)), nnx.Param)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def randomized(config, randomize, scale=0.3):
+    graphdef, params = nnx.split(make(config), nnx.Param)
+    return nnx.merge(graphdef, randomize(nnx.to_pure_dict(params), scale))
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+@pytest.mark.parametrize("pool", ["gap", "cls"])
+def test_parameter_count(make_model_config, attention, pool):
+    config = make_model_config(attention=attention, pool=pool)
+    width, hidden, tokens, classes = 15, 11, 9 + (pool == "cls"), 7
+    block = 4 * (width * width + width)  # query, key, value, out
+    block += (width * hidden + hidden) + (hidden * width + width)  # MLP
+    block += 2 * 2 * width  # two LayerNorms
+    block += width * (attention == "svda")  # sigma: H * K
+    expected = (2 * 2 * 2 * width + width) + tokens * width + 2 * block
+    expected += width * (pool == "cls") + 2 * width + (width * classes + classes)
+    assert count(config) == expected
+
+
+def test_attention_changes_h_k_l_parameters(make_model_config):
+    svda, softmax = (make_model_config(attention=a) for a in ("svda", "softmax"))
+    assert count(svda) - count(softmax) == 3 * 5 * 2
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+@pytest.mark.parametrize("pool, tokens", [("gap", 9), ("cls", 10)])
+def test_logits_and_traces(make_model_config, images, attention, pool, tokens):
+    logits, traces = make(make_model_config(attention=attention, pool=pool))(images)
+    assert logits.shape == (B, 7)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_array_equal(logits, 0)  # the head starts at zero
+    assert len(traces) == 2
+    for trace in traces:
+        assert trace.query.shape == trace.key.shape == (B, tokens, 3, 5)
+        assert trace.spectrum.shape == (3, 5)
+
+
+def test_patch_embed_takes_patches_row_by_row(make_model_config, rng):
+    embed = PatchEmbed(make_model_config(), rngs=nnx.Rngs(0))
+    images = np.float32(rng.normal(size=(B, 6, 6, 2)))
+    tokens = embed(images)
+    for token in range(9):
+        row, column = divmod(token, 3)
+        patch = images[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        expected = embed.projection(patch.reshape(B, -1))
+        np.testing.assert_allclose(tokens[:, token], expected, rtol=0, atol=1e-6)
+
+
+def test_images_are_normalised_inside(make_model_config, images, randomize):
+    config = make_model_config()
+    raw = randomized(config, randomize)(images)[0]
+    plain = make_model_config(mean=(0.0, 0.0), std=(1 / 255, 1 / 255))
+    normalised = (np.float32(images) / 255 - config.mean) / config.std
+    expected = randomized(plain, randomize)(np.float32(normalised))[0]
+    np.testing.assert_allclose(raw, expected, rtol=0, atol=1e-5)
+
+
+def test_images_do_not_see_each_other(make_model_config, images, randomize):
+    model = randomized(make_model_config(), randomize)
+    alone = jnp.concatenate([model(images[i : i + 1])[0] for i in range(B)])
+    np.testing.assert_allclose(model(images)[0], alone, rtol=0, atol=1e-5)
+
+
+def test_bfloat16_is_near_float32(make_model_config, images, randomize):
+    expected = randomized(make_model_config(), randomize)(images)[0]
+    model = randomized(make_model_config(dtype="bfloat16"), randomize)
+    logits, traces = model(images)
+    assert logits.dtype == jnp.float32
+    assert traces[0].query.dtype == jnp.bfloat16
+    assert traces[0].sigma.dtype == jnp.float32
+    assert model.blocks[0].mlp.hidden.kernel[...].dtype == jnp.float32
+    # Logits of order one through some ten roundings to 8 bits.
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=0.1)
+
+
+def test_dropout_keeps_the_mean_and_drops_the_rate():
+    keys = jax.random.split(jax.random.key(0), 100)
+    x = dropout(jnp.ones((100, 400)), 0.25, keys, shape=(400,))
+    np.testing.assert_allclose(np.unique(x), [0, 1 / 0.75])
+    # 40,000 draws: the standard error of the rate is 0.002.
+    assert np.mean(x == 0) == pytest.approx(0.25, abs=0.01)
+
+
+def test_drop_path_drops_whole_images():
+    keys = jax.random.split(jax.random.key(0), 1000)
+    x = dropout(jnp.ones((1000, 3, 2)), 0.5, keys, shape=(1, 1))
+    assert set(np.asarray(x).reshape(1000, 6).sum(-1)) == {0.0, 12.0}
+    assert np.mean(x == 0) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("rates", [{"dropout": 0.5}, {"drop_path": 0.5}])
+def test_dropout_is_a_function_of_the_images_key(
+    make_model_config, images, randomize, rates
+):
+    model = randomized(make_model_config(**rates), randomize)
+    keys = jax.random.split(jax.random.key(0), B)
+    logits = model(images, dropout_keys=keys)[0]
+    np.testing.assert_allclose(
+        model(images[3:], dropout_keys=keys[3:])[0], logits[3:], rtol=0, atol=1e-5
+    )
+    others = jax.random.split(jax.random.key(1), B)
+    assert not np.allclose(model(images, dropout_keys=others)[0], logits)
+    assert not np.allclose(model(images)[0], logits)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_heads": 4}, "model.num_heads=4 must divide model.width=15"),
+        ({"patch_size": 4}, "model.patch_size=4 must divide dataset.image_size=6"),
+        ({"attention": "cosine"}, "model.attention=cosine must be one of"),
+        ({"pool": "max"}, "model.pool=max must be one of"),
+        ({"spectrum_init": "big"}, "model.spectrum_init=big must be one of"),
+        ({"dtype": "float16"}, "model.dtype=float16 must be one of"),
+        ({"dropout": 1.0}, r"model.dropout=1.0 must be in \[0, 1\)"),
+        ({"drop_path": -0.1}, r"model.drop_path=-0.1 must be in \[0, 1\)"),
+        ({"width": 0}, "model.width=0 must be positive"),
+        ({"num_classes": 0}, "dataset.num_classes=0 must be positive"),
+        ({"mean": (0.5,)}, "dataset.mean=.* one value for each of dataset.channels=2"),
+        ({"std": (0.5, 0.0)}, "dataset.std=.* must be positive"),
+    ],
+)
+def test_bad_config_names_key_rule_and_value(make_model_config, changes, message):
+    with pytest.raises(UserError, match=message):
+        make_model_config(**changes)
