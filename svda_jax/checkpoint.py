@@ -81,7 +81,9 @@ class Checkpoints:
         found = {name: leaf for name, leaf in found.items() if name[0] in target}
         wanted = _describe(target)
         # Parameters first: what else differs, differs because of them.
-        names = sorted(found.keys() | wanted.keys(), key=lambda n: (n[0] != "params", n))
+        names = sorted(
+            found.keys() | wanted.keys(), key=lambda n: (n[0] != "params", n)
+        )
         for name in names:
             if found.get(name) != wanted.get(name):
                 raise UserError(

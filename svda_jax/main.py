@@ -1,9 +1,9 @@
-"""Trains a Vision Transformer:
+"""Trains a Vision Transformer.
 
     python -m svda_jax.main --config=configs/digits.py
 
 Options of the config follow with a dot, such as --config.model.attention=softmax or
---config.seed=1; configs/default.py explains each. --workdir is the run's folder, by
+--config.seed=1; configs/default.py explains each. --workdir=DIR is the run's folder, by
 default runs/<config>-<attention>-<seed>. The same line again resumes the run.
 """
 
@@ -12,53 +12,60 @@ import pathlib
 import runpy
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
 from svda_jax import UserError
 from svda_jax.config import flatten
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the config file")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "the run's folder (default: runs/<config>-<attention>-<seed>)"
-)
 
-
-def main(_):
-    from svda_jax.train import train_and_evaluate  # JAX starts only for a good line
-
-    config = _CONFIG.value
-    workdir = _WORKDIR.value
-    if not workdir:
-        name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-        workdir = f"runs/{name}-{config.model.attention}-{config.seed}"
-    logging.set_verbosity(logging.ERROR)
+def main(argv):
+    """Runs the command line; a user's mistake ends in one line and exit code 1."""
+    if {"--help", "-help", "-h"} & set(argv):
+        print(__doc__)
+        return
     try:
-        train_and_evaluate(config, pathlib.Path(workdir))
+        config, workdir = parse(argv)
+        from svda_jax.train import train_and_evaluate  # seconds, for a good line only
+
+        logging.set_verbosity(logging.ERROR)
+        train_and_evaluate(config, workdir)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted; the same line resumes {workdir}")
+        sys.exit("\ninterrupted; the same line resumes the run")
 
 
 def parse(argv):
-    """Parses the command line; a mistake in it ends the program with one line."""
+    """Reads a command line.
+
+    Args:
+      argv: the program's name and its arguments.
+
+    Returns:
+      The config, with what the command line overrides, and the workdir.
+
+    Raises:
+      UserError: an argument, or the config file, is not what it should be.
+    """
+    path, argv = _take_config(argv)
+    config = load_config(path)
+    _check_keys(argv, config)
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
-        path = _find_config(argv)
-        if path:
-            _check_keys(argv, load_config(path))
-        rest = flags.FLAGS(argv)
-        if not path:
-            raise UserError("which config? For a start: --config=configs/digits.py")
-        if len(rest) > 1:
-            raise UserError(f"unexpected {rest[1]}; options are --config.seed=1 and such")
-    except (UserError, flags.Error) as error:
-        sys.exit(f"error: {error}")
-    return rest
+        rest = values(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected {rest[1]}; an option looks like --config.seed=1")
+    name = f"{pathlib.Path(path).stem}-{config.model.attention}-{config.seed}"
+    return config, pathlib.Path(values.workdir or pathlib.Path("runs", name))
 
 
 def load_config(path):
-    """The config that a config file returns, locked.
+    """The config that a config file's `get_config()` returns, locked.
 
     Raises:
       UserError: there is no such file, it fails, or it is no config file.
@@ -66,7 +73,7 @@ def load_config(path):
     if not pathlib.Path(path).is_file():
         raise UserError(f"there is no config file {path}")
     try:
-        config = runpy.run_path(path)["get_config"]().lock()
+        config = runpy.run_path(str(path))["get_config"]().lock()
         flatten(config)
     except config_dict.RequiredValueError:
         raise UserError(f"{path} leaves a required value unset") from None
@@ -76,21 +83,27 @@ def load_config(path):
     return config
 
 
-def _find_config(argv):
-    """The value of --config, before the flags are parsed."""
+def _take_config(argv):
+    """The value of --config, and the arguments without it."""
     for i, argument in enumerate(argv):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config"):
-            return value if equals else next(iter(argv[i + 1 : i + 2]), None)
-    return None
+            after = i + 1 if equals else i + 2
+            value = value if equals else "".join(argv[i + 1 : after])
+            if value:
+                return value, argv[:i] + argv[after:]
+    raise UserError("which config? For a start: --config=configs/digits.py")
 
 
 def _check_keys(argv, config):
     """Refuses an override of a key that the config does not have."""
-    keys = set(flatten(config))
+    keys = list(flatten(config))
     for argument in argv:
         key = argument.lstrip("-").partition("=")[0]
-        if key.startswith("config.") and (key := key.removeprefix("config.")) not in keys:
+        if (
+            key.startswith("config.")
+            and (key := key.removeprefix("config.")) not in keys
+        ):
             nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
             raise UserError(
                 f"the config has no key {key}; did you mean --config.{nearest}?"
@@ -98,4 +111,4 @@ def _check_keys(argv, config):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    main(sys.argv)

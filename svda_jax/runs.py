@@ -1,9 +1,9 @@
 """What a run's folder, its workdir, holds.
 
-    config.json     the config, as it was
-    checkpoints/    Orbax checkpoints of the training state
-    history.nc      every evaluation's measurements, one labelled xarray data set
-    events.out...   the same and more for TensorBoard
+config.json     the config, as it was
+checkpoints/    Orbax checkpoints of the training state
+history.nc      every evaluation's measurements, one labelled xarray data set
+events.out...   the same and more for TensorBoard
 """
 
 import dataclasses

@@ -104,7 +104,9 @@ class EventWriter:
 
     def __init__(self, workdir, config, *, last_step):
         self._writer = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=last_step + 1 if last_step else None
+            str(workdir),
+            purge_step=last_step + 1 if last_step else None,
+            filename_suffix=f".{last_step}",  # else the same name within a second
         )
         values = {
             key: value if isinstance(value, (str, bool, int, float)) else str(value)

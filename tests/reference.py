@@ -66,7 +66,8 @@ def orthonormality_penalty(kernel):
         for k in range(width):
             for m in range(width):
                 product = np.sum(
-                    unit(np.float64(kernel[:, h, k])) * unit(np.float64(kernel[:, h, m]))
+                    unit(np.float64(kernel[:, h, k]))
+                    * unit(np.float64(kernel[:, h, m]))
                 )
                 penalty[h] += (product - (k == m)) ** 2 / width
     return penalty

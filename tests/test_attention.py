@@ -167,9 +167,7 @@ def test_module_is_its_function_between_projections(rng, kind):
     x = np.float32(rng.normal(size=(B, N, H * K)))
     out, trace = module(x)
     assert out.shape == x.shape
-    attended = reference.attention(
-        trace.query, trace.key, module.value(x), trace.sigma
-    )
+    attended = reference.attention(trace.query, trace.key, module.value(x), trace.sigma)
     expected = module.out(np.float32(attended))
     assert_close(out, expected, 1e-5)  # sums over D = 21 on both sides
     assert trace.query.shape == trace.key.shape == (B, N, H, K)

@@ -156,7 +156,9 @@ def test_fashion_mnist_is_downloaded_where_there_is_a_network(
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(FashionMnist, "URL", f"http://127.0.0.1:{server.server_port}/")
+        monkeypatch.setattr(
+            FashionMnist, "URL", f"http://127.0.0.1:{server.server_port}/"
+        )
         datasets.open_builder("fashion_mnist", str(tmp_path / "tfds"))
         server.shutdown()
     check_fashion_mnist(tmp_path / "tfds", idx_folder)

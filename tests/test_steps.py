@@ -168,9 +168,9 @@ def test_loss_gradient_includes_the_weighted_penalty(make_model_config, batch):
     penalised, _ = run(config, batch, 1, optimizer=sgd, orthonormality_weight=0.7)
     initial = initial_params(config)
     graphdef = steps.create_graphdef(config)
-    grad = jax.jit(
-        jax.grad(lambda p: nnx.merge(graphdef, p).orthonormality_penalty())
-    )(initial)
+    grad = jax.jit(jax.grad(lambda p: nnx.merge(graphdef, p).orthonormality_penalty()))(
+        initial
+    )
     expected = jax.tree.map(lambda p, g: p - 0.7 * g, plain, grad)
     assert_trees_close(penalised, expected, 1e-5)
 

@@ -27,11 +27,11 @@ def import_fashion_mnist(source, data_dir=None):
     """
     if not os.path.isdir(source):
         raise UserError(f"{source} is not a folder")
-    builder = FashionMnist(
-        source=source, data_dir=data_dir, file_format="array_record"
-    )
+    builder = FashionMnist(source=source, data_dir=data_dir, file_format="array_record")
     if builder.is_prepared():
-        raise UserError(f"{builder.data_dir} is there already; remove it to import anew")
+        raise UserError(
+            f"{builder.data_dir} is there already; remove it to import anew"
+        )
     builder.read_folder()  # a damaged file must not leave half a data set behind
     try:
         prepare_builder(builder)

@@ -126,7 +126,9 @@ class PatchEmbed(nnx.Module):
         batch, height, width, channels = images.shape
         p = self.patch_size
         grid = (height // p, width // p)
-        x = images.reshape(batch, grid[0], p, grid[1], p, channels)  # [B, h, P, w, P, c]
+        x = images.reshape(
+            batch, grid[0], p, grid[1], p, channels
+        )  # [B, h, P, w, P, c]
         x = x.swapaxes(2, 3)  # [B, h, w, P, P, c]
         x = x.reshape(batch, grid[0] * grid[1], p * p * channels)  # [B, h w, P P c]
         return self.projection(x)

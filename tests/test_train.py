@@ -1,0 +1,178 @@
+"""Training as a whole: what it leaves, resuming, stopping, refusing."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from svda_jax import UserError, runs, train
+from svda_jax.config import vit_config
+from svda_jax.runs import read_history
+from svda_jax.train import train_and_evaluate
+
+OPTIONS = dict(
+    num_epochs=3, model__dropout=0.1, model__drop_path=0.1, augment__crop_padding=1
+)
+
+
+@pytest.fixture(scope="module")
+def keep():
+    """What one test made, for the next."""
+    return {}
+
+
+@pytest.fixture
+def finished(keep, make_config, tmp_path_factory):
+    """A workdir with a finished run, trained once for this module."""
+    if "workdir" not in keep:
+        keep["workdir"] = tmp_path_factory.mktemp("runs") / "whole"
+        train_and_evaluate(make_config(**OPTIONS), keep["workdir"])
+    return keep["workdir"]
+
+
+def load_params(workdir):
+    from flax import nnx
+
+    return nnx.to_pure_dict(nnx.state(runs.load(workdir).model, nnx.Param))
+
+
+def test_workdir_holds_config_history_events_and_checkpoints(finished, make_config):
+    names = sorted(path.name.split(".")[0] for path in finished.iterdir())
+    assert names == ["checkpoints", "config", "events", "history"]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["model"]["width"] == make_config().model.width
+    history = read_history(finished)
+    # 100 images in batches of 32: an epoch is complete with steps 4, 7 and 10.
+    np.testing.assert_array_equal(history["step"], [4, 7, 10])
+    np.testing.assert_allclose(history["epoch"], np.array([4, 7, 10]) * 0.32)
+    assert np.isfinite(history["train_loss"]).all()
+    assert history["learning_rate"][-1] < history["learning_rate"][0]
+    rate = history["images_per_second"]
+    np.testing.assert_allclose(history["epoch_seconds"], 100 / rate, rtol=1e-6)
+    # Of the newest checkpoints two are kept.
+    steps = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert steps == {"7", "10"}
+
+
+def test_run_can_be_loaded_and_looked_into(finished, make_config):
+    run = runs.load(finished)
+    assert run.step == 10
+    assert vit_config(run.config) == vit_config(make_config(**OPTIONS))
+    logits, traces = run.model(np.zeros((3, 8, 8, 1), np.uint8))
+    assert logits.shape == (3, 10)
+    spectra = np.stack([trace.spectrum for trace in traces])
+    np.testing.assert_allclose(run.history["spectrum"][-1], spectra, rtol=1e-6)
+
+
+def test_same_line_again_says_that_it_is_finished(finished, make_config, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    train_and_evaluate(make_config(**OPTIONS), finished)
+    assert "finished" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_resumed_run_equals_the_uninterrupted_one(
+    finished, make_config, tmp_path, monkeypatch, capsys
+):
+    workdir = tmp_path / "resumed"
+    real = train.EventWriter.write
+
+    def interrupt(self, step, values):
+        real(self, step, values)
+        if step == 7:  # evaluated and written, but not saved
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.EventWriter, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(make_config(**OPTIONS), workdir)
+    np.testing.assert_array_equal(read_history(workdir)["step"], [4, 7])
+    monkeypatch.undo()
+    capsys.readouterr()
+    train_and_evaluate(make_config(**OPTIONS), workdir)
+    assert "resuming at step 4 of 10" in capsys.readouterr().out
+    jax.tree.map(
+        np.testing.assert_array_equal, load_params(workdir), load_params(finished)
+    )
+    timed = ["images_per_second", "epoch_seconds"]
+    resumed, whole = (
+        read_history(path).drop_vars(timed) for path in (workdir, finished)
+    )
+    assert resumed.identical(whole)
+
+
+def test_nonfinite_loss_stops_and_names_the_last_good_checkpoint(
+    make_config, tmp_path, monkeypatch
+):
+    real = train.create_augment
+
+    def poison_later(config):
+        from jax import numpy as jnp
+
+        augment = real(config)
+
+        def poisoned(images, keys):
+            # One image in 2000, by its key, turns into not-a-number.
+            bad = jax.vmap(lambda key: jax.random.bernoulli(key, 1 / 2000))(keys)
+            images = augment(images, keys).astype(jnp.float32)
+            return jnp.where(bad[:, None, None, None], jnp.nan, images)
+
+        return poisoned
+
+    monkeypatch.setattr(train, "create_augment", poison_later)
+    config = make_config(num_epochs=30)
+    with pytest.raises(FloatingPointError) as error:
+        train_and_evaluate(config, tmp_path / "run")
+    message = str(error.value)
+    assert "not finite at step" in message
+    step = int(message.split("at step ")[1].split()[0])
+    saved = sorted(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir())
+    assert saved[-1] < step
+    assert message.endswith(f"checkpoints/{saved[-1]}")
+    for leaf in jax.tree.leaves(load_params(tmp_path / "run")):
+        assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"model__width": 32}, r"another model: params/blocks/0/.*\[2, 8\] there and"),
+        ({"model__attention": "softmax"}, "relative_sigma is .* there and absent here"),
+        ({"learning_rate": 0.5}, "holds a run with learning_rate=0.002, not 0.5"),
+        ({"seed": 1}, "holds a run with seed=0, not 1"),
+    ],
+)
+def test_workdir_of_another_run_is_refused(finished, make_config, changes, message):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(make_config(**{**OPTIONS, **changes}), finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_epochs": 0}, "num_epochs=0"),
+        ({"batch_size": 104}, "batch_size=104 must not exceed the 100 images"),
+        ({"dataset__name": "digit"}, "dataset.name=digit"),
+    ],
+)
+def test_bad_input_writes_nothing(make_config, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(make_config(**changes), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_workdir(make_config, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "run", tmp_path / "file"):
+        with pytest.raises(UserError, match="cannot write workdir"):
+            train_and_evaluate(make_config(), path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_workdir(make_config, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot write workdir"):
+        train_and_evaluate(make_config(), tmp_path / "run")

@@ -1,0 +1,102 @@
+"""The history file and TensorBoard's events."""
+
+import numpy as np
+import pytest
+import xarray as xr
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from svda_jax import UserError
+from svda_jax.runs import read_history
+from svda_jax.writers import SCALARS, VARIABLES, EventWriter, History
+
+L, H, K = 2, 3, 5
+
+
+@pytest.fixture
+def make_values(rng):
+    def make(number):
+        values = {name: np.float32(number) for name in VARIABLES}
+        values["spectrum"] = np.float32(rng.normal(size=(L, H, K)) + number)
+        return values
+
+    return make
+
+
+def test_history_is_one_labelled_data_set(tmp_path, make_values):
+    history = History(tmp_path, last_step=0)
+    rows = [make_values(0.5), make_values(np.nan)]
+    for step, values in zip((45, 90), rows, strict=True):
+        history.append(step, step / 30, values)
+    with xr.open_dataset(tmp_path / "history.nc") as data:
+        np.testing.assert_array_equal(data["step"], [45, 90])
+        np.testing.assert_array_equal(data["epoch"], [1.5, 3.0])
+        np.testing.assert_array_equal(data["eval_loss"], [0.5, np.nan])
+        assert data["spectrum"].dims == ("step", "layer", "head", "direction")
+        spectra = [values["spectrum"] for values in rows]
+        np.testing.assert_array_equal(data["spectrum"], spectra)
+        assert data["epoch_seconds"].attrs["units"] == "s"
+        assert all(data[name].attrs["long_name"] for name in VARIABLES)
+
+
+def test_history_is_cut_at_the_restored_step(tmp_path, make_values):
+    history = History(tmp_path, last_step=0)
+    for step in (1, 2, 3):
+        history.append(step, step, make_values(step))
+    resumed = History(tmp_path, last_step=2)
+    resumed.append(4, 4.0, make_values(4))
+    data = read_history(tmp_path)
+    np.testing.assert_array_equal(data["step"], [1, 2, 4])
+    np.testing.assert_array_equal(data["train_loss"], [1, 2, 4])
+    again = History(tmp_path, last_step=0)
+    again.append(1, 1.0, make_values(9))
+    np.testing.assert_array_equal(read_history(tmp_path)["train_loss"], [9])
+
+
+def test_a_missing_and_a_damaged_history(tmp_path, make_values):
+    with pytest.raises(UserError, match="no evaluation yet"):
+        read_history(tmp_path)
+    History(tmp_path, last_step=0).append(1, 1.0, make_values(1))
+    path = tmp_path / "history.nc"
+    whole = path.read_bytes()
+    for damaged in (b"", b"hello", whole[:-50], whole[: len(whole) // 2]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"history.nc is damaged"):
+            read_history(tmp_path)
+
+
+def read_events(path):
+    events = EventAccumulator(str(path))
+    events.Reload()
+    return events
+
+
+def test_events_hold_scalars_histograms_and_hyperparameters(
+    tmp_path, make_values, make_config
+):
+    config = make_config()
+    values = make_values(0.5)
+    with EventWriter(tmp_path, config, last_step=0) as writer:
+        writer.write(45, values)
+    events = read_events(tmp_path)
+    assert set(events.Tags()["scalars"]) == set(SCALARS)
+    for tag in SCALARS:
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == [(45, 0.5)]
+    assert events.Tags()["histograms"] == ["spectrum/layer_0", "spectrum/layer_1"]
+    histogram = events.Histograms("spectrum/layer_1")[0].histogram_value
+    assert histogram.num == H * K
+    assert histogram.sum == pytest.approx(values["spectrum"][1].sum(), rel=1e-5)
+    plugin = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    assert b"model.attention" in plugin
+    assert b"svda" in plugin
+
+
+def test_events_behind_the_restored_step_are_dropped(
+    tmp_path, make_values, make_config
+):
+    with EventWriter(tmp_path, make_config(), last_step=0) as writer:
+        for step in (1, 2, 3):
+            writer.write(step, make_values(step))
+    with EventWriter(tmp_path, make_config(), last_step=2) as writer:
+        writer.write(4, make_values(4))
+    steps = [event.step for event in read_events(tmp_path).Scalars("eval/loss")]
+    assert steps == [1, 2, 4]
