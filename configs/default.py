@@ -7,7 +7,7 @@ def get_config():
     """The options and their defaults; what a data set must say itself has none."""
     config = config_dict.ConfigDict()
 
-    # Of everything random: initial parameters, order of examples, augmentation, dropout.
+    # Of all that is random: first parameters, order of examples, augmentation, dropout.
     config.seed = 0
     # Passes over the training split.
     config.num_epochs = 100

@@ -58,8 +58,8 @@ def validate(config, *, num_devices):
     parts = num_devices * config.accumulate_steps
     if config.batch_size % parts:
         raise UserError(
-            f"batch_size={config.batch_size} must be a multiple of {num_devices} devices "
-            f"times accumulate_steps={config.accumulate_steps}"
+            f"batch_size={config.batch_size} must be a multiple of {num_devices} "
+            f"devices times accumulate_steps={config.accumulate_steps}"
         )
     model = vit_config(config)
     if config.augment.crop_padding >= model.image_size:

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, cosine decay, clipping, and a learning rate of its own for sigma."""
+"""AdamW with warm-up, cosine decay and clipping; sigma has its own learning rate."""
 
 import jax
 import optax

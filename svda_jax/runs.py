@@ -45,14 +45,17 @@ class Run:
 
 
 def config_path(workdir):
+    """Path of the run's config."""
     return pathlib.Path(workdir, "config.json")
 
 
 def checkpoints_path(workdir):
+    """Path of the folder of the run's checkpoints."""
     return pathlib.Path(workdir, "checkpoints")
 
 
 def history_path(workdir):
+    """Path of the run's history."""
     return pathlib.Path(workdir, "history.nc")
 
 

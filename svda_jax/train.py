@@ -8,10 +8,8 @@ import math
 import time
 
 import jax
-from clu import parameter_overview
-from tqdm import tqdm
 
-from svda_jax import UserError, datasets, parallel, runs
+from svda_jax import UserError, console, datasets, parallel, runs
 from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import validate
 from svda_jax.datasets.augment import create_augment
@@ -105,17 +103,19 @@ def train_and_evaluate(config, workdir):
             state = TrainState(**restored)
         runs.check_workdir(config, workdir)
         if step >= num_steps:
-            _say_finished(workdir)
+            console.say_finished(workdir)
             return
         runs.create_workdir(config, workdir)
-        _say_start(config, workdir, mesh, abstract_state.params, train_data, eval_data)
+        console.say_start(
+            config, workdir, mesh, abstract_state.params, train_data, eval_data
+        )
         if step:
             print(f"resuming at step {step:,} of {num_steps:,}")
         else:
             state = jax.jit(init, out_shardings=whole)(init_key)
         history = History(workdir, last_step=step)
         events = stack.enter_context(EventWriter(workdir, config, last_step=step))
-        bar = stack.enter_context(_progress_bar(num_steps, step, batch_size))
+        bar = stack.enter_context(console.progress_bar(num_steps, step, batch_size))
 
         clock = _Clock()
         in_flight = collections.deque()
@@ -127,10 +127,10 @@ def train_and_evaluate(config, workdir):
             while len(in_flight) > (0 if due else MAX_IN_FLIGHT):
                 done, finite = in_flight.popleft()
                 if not finite:
+                    good = checkpoints.path / str(last_saved) if last_saved else "none"
                     raise FloatingPointError(
                         f"loss or gradient is not finite at step {done} (learning rate "
-                        f"{schedule(done - 1):.3g}); last good checkpoint: "
-                        f"{checkpoints.path / str(last_saved) if last_saved else 'none'}"
+                        f"{schedule(done - 1):.3g}); last good checkpoint: {good}"
                     )
                 bar.update(batch_size)
                 clock.tick(batch_size)
@@ -148,14 +148,14 @@ def train_and_evaluate(config, workdir):
                 epoch = step * batch_size / num_images
                 history.append(step, epoch, values)
                 events.write(step, values)
-                bar.write(_evaluation_line(step, epoch, values))
+                bar.write(console.evaluation_line(step, epoch, values))
                 clock = _Clock()
             if step in checkpoint_steps:
                 checkpoints.save(step, vars(state))
                 last_saved = step
             if step == num_steps:
                 break
-    _say_end(workdir)
+    console.say_end(workdir)
 
 
 def _load_data(config, mesh):
@@ -210,69 +210,3 @@ class _Clock:
         """Images a second; not a number after a single tick."""
         seconds = time.perf_counter() - self._start
         return self._images / seconds if self._images else math.nan
-
-
-def _progress_bar(num_steps, step, batch_size):
-    return tqdm(
-        total=num_steps * batch_size,
-        initial=step * batch_size,
-        unit=" images",
-        unit_scale=True,
-        disable=None,  # where nobody looks: output that is not a terminal
-        leave=False,
-    )
-
-
-def _say_start(config, workdir, mesh, params, train_data, eval_data):
-    """Prints what is trained, on what, where to."""
-    model, dataset = config.model, config.dataset
-    # All blocks look alike, so their leaves are shown stacked: [L, ...].
-    blocks = jax.tree.map(
-        lambda *leaves: jax.ShapeDtypeStruct(
-            (len(leaves), *leaves[0].shape), leaves[0].dtype
-        ),
-        *params["blocks"].values(),
-    )
-    overview = parameter_overview.get_parameter_overview(
-        {**params, "blocks": blocks}, include_stats=False
-    )
-    side = dataset.image_size
-    device = mesh.devices[0]
-    print(overview)
-    print(
-        f"model    {model.attention} attention, {model.depth} blocks of width "
-        f"{model.width}, {model.num_heads} heads, {model.patch_size} x "
-        f"{model.patch_size} patches\n"
-        f"data     {dataset.name}: {train_data.num_images:,} images to train on, "
-        f"{eval_data.num_images:,} to evaluate; {side} x {side} x {dataset.channels}, "
-        f"{dataset.num_classes} classes\n"
-        f"devices  {mesh.size} x {device.device_kind} (JAX {jax.__version__})\n"
-        f"workdir  {workdir}",
-        flush=True,
-    )
-
-
-def _evaluation_line(step, epoch, values):
-    return (
-        f"epoch {epoch:6.1f}  step {step:6,}  "
-        f"train loss {values['train_loss']:.4f}  "
-        f"eval loss {values['eval_loss']:.4f}  "
-        f"eval accuracy {values['eval_accuracy']:.2%}  "
-        f"{values['images_per_second']:,.0f} images/s"
-    )
-
-
-def _say_end(workdir):
-    print(
-        f"\ndone. Look at it with\n"
-        f"  tensorboard --logdir {workdir}\n"
-        f"and at {runs.history_path(workdir)}, which xarray opens"
-    )
-
-
-def _say_finished(workdir):
-    print(
-        f"{workdir} holds this run, finished. Start another with another --workdir or "
-        f"--config.seed, or look at this one with\n"
-        f"  tensorboard --logdir {workdir}"
-    )

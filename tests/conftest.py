@@ -27,18 +27,18 @@ def make_model_config():
     """Makes a `ViTConfig` of distinct small sizes: 9 tokens, 3 heads, K = 5."""
 
     def make(**changes):
-        options = dict(
-            image_size=6,
-            channels=2,
-            mean=(0.25, 0.5),
-            std=(0.5, 0.25),
-            num_classes=7,
-            patch_size=2,
-            width=15,
-            depth=2,
-            num_heads=3,
-            mlp_dim=11,
-        )
+        options = {
+            "image_size": 6,
+            "channels": 2,
+            "mean": (0.25, 0.5),
+            "std": (0.5, 0.25),
+            "num_classes": 7,
+            "patch_size": 2,
+            "width": 15,
+            "depth": 2,
+            "num_heads": 3,
+            "mlp_dim": 11,
+        }
         return ViTConfig(**{**options, **changes})
 
     return make
@@ -73,20 +73,20 @@ def make_config(data_dir):
 
     def make(**changes):
         config = digits.get_config()
-        options = dict(
-            num_epochs=2,
-            batch_size=32,
-            eval_every_epochs=1,
-            checkpoint_every_epochs=1,
-            model__width=16,
-            model__depth=2,
-            model__num_heads=2,
-            model__mlp_dim=16,
-            model__patch_size=4,
-            dataset__data_dir=data_dir,
-            dataset__train_split="train[:100]",
-            dataset__eval_split="test[:77]",
-        )
+        options = {
+            "num_epochs": 2,
+            "batch_size": 32,
+            "eval_every_epochs": 1,
+            "checkpoint_every_epochs": 1,
+            "model__width": 16,
+            "model__depth": 2,
+            "model__num_heads": 2,
+            "model__mlp_dim": 16,
+            "model__patch_size": 4,
+            "dataset__data_dir": data_dir,
+            "dataset__train_split": "train[:100]",
+            "dataset__eval_split": "test[:77]",
+        }
         for name, value in {**options, **changes}.items():
             section, _, key = name.rpartition("__")
             holder = config[section] if section else config

@@ -15,8 +15,8 @@ B, N, H, K = 2, 11, 3, 7
 # Float32 rounding of scores of order one, through exp and a sum over N = 11.
 TOLERANCE = 2e-6
 # bfloat16 has 8 bits: rounding of q_hat * sigma and k_hat moves a score of at most
-# |sigma| = 4 by up to 4 * 2^-8 / sqrt(7), and the weights, in [0, 1], by less than that;
-# values of up to 3 and the rounding of the output multiply it.
+# |sigma| = 4 by up to 4 * 2^-8 / sqrt(7), and the weights, in [0, 1], by less than
+# that; values of up to 3 and the rounding of the output multiply it.
 BFLOAT16_TOLERANCE = 0.05
 
 
@@ -175,7 +175,9 @@ def test_module_is_its_function_between_projections(rng, kind):
     assert (trace.sigma is None) == (kind == "softmax")
 
 
-@pytest.mark.parametrize("name, start", [("matched", K), ("sqrt", K**0.5), ("ones", 1)])
+@pytest.mark.parametrize(
+    ("name", "start"), [("matched", K), ("sqrt", K**0.5), ("ones", 1)]
+)
 def test_start_of_sigma(name, start):
     assert_close(make("svda", name).sigma, np.full((H, K), start), 1e-6)
 

@@ -45,7 +45,7 @@ def test_flips_are_mirror_images_half_of_the_time(image, keys):
 
 
 @pytest.mark.parametrize(
-    "crop_padding, flip", [(0, False), (1, False), (0, True), (1, True)]
+    ("crop_padding", "flip"), [(0, False), (1, False), (0, True), (1, True)]
 )
 def test_config_turns_each_on(image, keys, crop_padding, flip):
     augment = create_augment(ConfigDict({"crop_padding": crop_padding, "flip": flip}))

@@ -62,7 +62,7 @@ def test_looking_makes_no_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change, message",
+    ("change", "message"),
     [
         (
             lambda params: params["blocks"][0].update(kernel=jnp.ones((3, 4))),

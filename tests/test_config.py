@@ -24,7 +24,7 @@ def test_every_config_is_valid(path):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"seed": -1}, "seed=-1 must be from 0 to"),
         ({"num_epochs": 0}, "num_epochs=0 must be positive"),

@@ -14,20 +14,20 @@ from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
 from svda_jax import UserError, datasets
-from svda_jax.datasets import prepare
+from svda_jax.datasets import idx, prepare
 from svda_jax.datasets.idx import FashionMnist, read_idx
 
 
 def make_dataset_config(data_dir, **changes):
-    options = dict(
-        name="digits",
-        data_dir=str(data_dir),
-        train_split="train",
-        eval_split="test",
-        image_size=8,
-        channels=1,
-        num_classes=10,
-    )
+    options = {
+        "name": "digits",
+        "data_dir": str(data_dir),
+        "train_split": "train",
+        "eval_split": "test",
+        "image_size": 8,
+        "channels": 1,
+        "num_classes": 10,
+    }
     return ConfigDict({**options, **changes})
 
 
@@ -54,7 +54,7 @@ def test_splits_can_be_sliced(data_dir):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"name": "digit"}, "dataset.name=digit is neither a TFDS data set nor one of"),
         ({"train_split": "training"}, "dataset.train_split=training is no split of"),
@@ -72,7 +72,9 @@ def test_a_config_that_the_data_contradicts(data_dir, changes, message):
 def test_missing_data_set_without_network_fails_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(FashionMnist, "URL", "http://127.0.0.1:1/")  # nobody listens
     start = time.monotonic()
-    with pytest.raises(UserError, match="no network.*prepare fashion_mnist --from DIR"):
+    with pytest.raises(
+        UserError, match=r"no network.*prepare fashion_mnist --from DIR"
+    ):
         datasets.open_builder("fashion_mnist", str(tmp_path))
     assert time.monotonic() - start < 30  # TFDS alone retries for minutes
     assert not list(tmp_path.iterdir())
@@ -90,7 +92,7 @@ FILES = {"train": ("train", 13), "test": ("t10k", 7)}
 
 @pytest.fixture
 def idx_folder(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(FashionMnist, "FILES", FILES)
+    monkeypatch.setattr(idx, "FILES", FILES)
     folder = tmp_path / "idx"
     folder.mkdir()
     for prefix, num_images in FILES.values():
@@ -211,7 +213,7 @@ def empty(folder):
 
 
 @pytest.mark.parametrize(
-    "damage, message",
+    ("damage", "message"),
     [
         (truncate, "train-images.*damaged gzip file"),
         (truncate_inside, "train-images.*10092 bytes of data, expected 10192"),

@@ -14,7 +14,7 @@ DIGITS = "--config=configs/digits.py"
 
 
 @pytest.mark.parametrize(
-    "argv, message",
+    ("argv", "message"),
     [
         ([], "which config"),
         (["--config="], "which config"),

@@ -134,12 +134,12 @@ def test_devices_do_not_matter(make_model_config, batch, num_devices):
     assert_trees_close(params_, params, ORDER_TOLERANCE)
 
 
-@pytest.mark.parametrize("num_devices, accumulate_steps", [(1, 4), (2, 2)])
+@pytest.mark.parametrize(("num_devices", "accumulate_steps"), [(1, 4), (2, 2)])
 def test_accumulation_does_not_matter(
     make_model_config, batch, num_devices, accumulate_steps
 ):
     config = make_model_config(dropout=0.3, drop_path=0.3)
-    # Devices split first: the images of a part, and so their order, differ, not the sum.
+    # Devices split first: which images make a part differs, their sum does not.
     params, loss = run(config, batch)
     params_, loss_ = run(
         config, batch, num_devices=num_devices, accumulate_steps=accumulate_steps

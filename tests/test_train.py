@@ -12,9 +12,12 @@ from svda_jax.config import vit_config
 from svda_jax.runs import read_history
 from svda_jax.train import train_and_evaluate
 
-OPTIONS = dict(
-    num_epochs=3, model__dropout=0.1, model__drop_path=0.1, augment__crop_padding=1
-)
+OPTIONS = {
+    "num_epochs": 3,
+    "model__dropout": 0.1,
+    "model__drop_path": 0.1,
+    "augment__crop_padding": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +138,7 @@ def test_nonfinite_loss_stops_and_names_the_last_good_checkpoint(
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"model__width": 32}, r"another model: params/blocks/0/.*\[2, 8\] there and"),
         ({"model__attention": "softmax"}, "relative_sigma is .* there and absent here"),
@@ -151,7 +154,7 @@ def test_workdir_of_another_run_is_refused(finished, make_config, changes, messa
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"num_epochs": 0}, "num_epochs=0"),
         ({"batch_size": 104}, "batch_size=104 must not exceed the 100 images"),

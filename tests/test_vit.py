@@ -51,7 +51,7 @@ def test_attention_changes_h_k_l_parameters(make_model_config):
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
-@pytest.mark.parametrize("pool, tokens", [("gap", 9), ("cls", 10)])
+@pytest.mark.parametrize(("pool", "tokens"), [("gap", 9), ("cls", 10)])
 def test_logits_and_traces(make_model_config, images, attention, pool, tokens):
     logits, traces = make(make_model_config(attention=attention, pool=pool))(images)
     assert logits.shape == (B, 7)
@@ -132,7 +132,7 @@ def test_dropout_is_a_function_of_the_images_key(
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"num_heads": 4}, "model.num_heads=4 must divide model.width=15"),
         ({"patch_size": 4}, "model.patch_size=4 must divide dataset.image_size=6"),

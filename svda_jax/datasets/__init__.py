@@ -75,7 +75,8 @@ def open_builder(name, data_dir=None):
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError:
         raise UserError(
-            f"dataset.name={name} is neither a TFDS data set nor one of {list(BUILDERS)}"
+            f"dataset.name={name} is neither a TFDS data set nor one of "
+            f"{list(BUILDERS)}"
         ) from None
     if not builder.is_prepared():
         _obtain(builder)

@@ -9,7 +9,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """1,797 handwritten digits of 8 x 8 pixels in 17 grey levels.
 
     "test" is the 360 that scikit-learn puts last, by writers who are not in "train".
-    The order is scikit-learn's, so "train[1077:]" holds the last writers of "train" out.
+    The order is scikit-learn's: "train[1077:]" holds the last writers of "train" out.
     Source: E. Alpaydin and C. Kaynak 1998, UCI, the test set of "Optical Recognition of
     Handwritten Digits", as shipped in `sklearn.datasets.load_digits`.
     """

@@ -15,6 +15,22 @@ from svda_jax import UserError
 _UNSIGNED_BYTE = 0x08  # IDX's code for the type of the elements
 
 
+# How the files of a split begin, and how many images they hold.
+FILES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+
+
 class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """FashionMNIST as TFDS has it: same name, version, splits, labels.
 
@@ -31,19 +47,6 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     name = "fashion_mnist"
     VERSION = tfds.core.Version("3.0.1")
     URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-    FILES = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
-    CLASSES = [
-        "T-shirt/top",
-        "Trouser",
-        "Pullover",
-        "Dress",
-        "Coat",
-        "Sandal",
-        "Shirt",
-        "Sneaker",
-        "Bag",
-        "Ankle boot",
-    ]
 
     def __init__(self, *, source=None, **kwargs):
         super().__init__(**kwargs)
@@ -56,7 +59,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Image(shape=(28, 28, 1)),
-                    "label": tfds.features.ClassLabel(names=self.CLASSES),
+                    "label": tfds.features.ClassLabel(names=CLASSES),
                 }
             ),
             supervised_keys=("image", "label"),
@@ -71,7 +74,7 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """
         images = read_idx(images_path, (num_images, 28, 28))
         labels = read_idx(labels_path, (num_images,))
-        if labels.max() >= len(self.CLASSES):
+        if labels.max() >= len(CLASSES):
             raise UserError(f"{labels_path}: label {labels.max()}, expected 0 to 9")
         return images, labels
 
@@ -83,14 +86,14 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 _find(self.source, f"{prefix}-labels-idx1-ubyte"),
                 num_images,
             )
-            for split, (prefix, num_images) in self.FILES.items()
+            for split, (prefix, num_images) in FILES.items()
         }
 
     def _split_generators(self, dl_manager):
         if self.source is None:
             splits = {
                 split: self.read(*self._download(dl_manager, prefix), num_images)
-                for split, (prefix, num_images) in self.FILES.items()
+                for split, (prefix, num_images) in FILES.items()
             }
         else:
             splits = self.read_folder()

@@ -41,6 +41,7 @@ def import_fashion_mnist(source, data_dir=None):
 
 
 def main(argv=None):
+    """Runs the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m svda_jax.datasets.prepare",
         description="Imports local files as a TFDS data set.",

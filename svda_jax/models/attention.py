@@ -14,9 +14,9 @@ from flax import nnx
 # the norm itself is 0 / 0.
 EPSILON = 1e-6
 
-# The start c of sigma = c * relative_sigma, as a function of K. For independent Gaussian
-# queries and keys the logits of softmax attention have variance 1 and SVDA's have
-# (c / K)^2: they match at c = K.
+# The start c of sigma = c * relative_sigma, as a function of K. For independent
+# Gaussian queries and keys the logits of softmax attention have variance 1 and SVDA's
+# have (c / K)^2: they match at c = K.
 SPECTRUM_STARTS = {
     "matched": lambda head_dim: float(head_dim),
     "sqrt": lambda head_dim: head_dim**0.5,
@@ -161,9 +161,11 @@ class SoftmaxAttention(nnx.Module):
     def __init__(self, width, num_heads, *, spectrum_init, dtype, rngs):
         del spectrum_init
         heads = (num_heads, width // num_heads)
-        options = dict(
-            kernel_init=nnx.initializers.xavier_uniform(), dtype=dtype, rngs=rngs
-        )
+        options = {
+            "kernel_init": nnx.initializers.xavier_uniform(),
+            "dtype": dtype,
+            "rngs": rngs,
+        }
         self.query = nnx.LinearGeneral(width, heads, **options)
         self.key = nnx.LinearGeneral(width, heads, **options)
         self.value = nnx.LinearGeneral(width, heads, **options)

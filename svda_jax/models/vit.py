@@ -138,11 +138,11 @@ class Mlp(nnx.Module):
     """Two linear maps with a GELU between them."""
 
     def __init__(self, config, *, rngs):
-        options = dict(
-            kernel_init=nnx.initializers.xavier_uniform(),
-            dtype=jnp.dtype(config.dtype),
-            rngs=rngs,
-        )
+        options = {
+            "kernel_init": nnx.initializers.xavier_uniform(),
+            "dtype": jnp.dtype(config.dtype),
+            "rngs": rngs,
+        }
         self.hidden = nnx.Linear(config.width, config.mlp_dim, **options)
         self.out = nnx.Linear(config.mlp_dim, config.width, **options)
 
@@ -170,7 +170,7 @@ class Block(nnx.Module):
         self.mlp = Mlp(config, rngs=rngs)
 
     def __call__(self, x, *, dropout_keys=None):
-        """`[B, N, D]`, `[B, 2]` keys or None -> (`[B, N, D]`, the attention's trace)."""
+        """`[B, N, D]`, `[B, 2]` keys or None -> (`[B, N, D]`, attention's trace)."""
         update, trace = self.attention(self.attention_norm(x))
         x = x + self._drop(update, dropout_keys, 0)
         x = x + self._drop(self.mlp(self.mlp_norm(x)), dropout_keys, 1)
