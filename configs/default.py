@@ -70,6 +70,11 @@ def get_config():
     dataset.mean = config_dict.required_placeholder(tuple)
     dataset.std = config_dict.required_placeholder(tuple)
 
+    config.indicators = indicators = config_dict.ConfigDict()
+    # Noise on queries and keys for the perturbation robustness, in units of each one's
+    # root mean square.
+    indicators.noise_scale = 0.1
+
     config.augment = augment = config_dict.ConfigDict()
     # Pixels an image is shifted by at most, each way; 0 is off.
     augment.crop_padding = 0

@@ -3,7 +3,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.num_epochs = 150
+    config.num_epochs = 200
     config.batch_size = 64
     config.learning_rate = 2e-3
     config.warmup_fraction = 0.05
@@ -14,11 +14,13 @@ def get_config():
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.mlp_dim = 128
+    config.model.dropout = 0.1
+    config.model.drop_path = 0.1
     config.dataset.name = "digits"
     config.dataset.image_size = 8
     config.dataset.channels = 1
     config.dataset.num_classes = 10
-    config.dataset.mean = (0.305,)
-    config.dataset.std = (0.375,)
+    config.dataset.mean = (0.3054,)
+    config.dataset.std = (0.3753,)
     config.augment.crop_padding = 1
     return config

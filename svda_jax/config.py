@@ -31,6 +31,7 @@ _RULES = {
             "spectrum_lr_scale",
             "orthonormality_weight",
             "augment.crop_padding",
+            "indicators.noise_scale",
         ),
     ),
     "must be at least 0 and less than 1": (

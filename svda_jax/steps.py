@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from svda_jax.metrics import Metrics
+from svda_jax.indicators import (
+    ATTENTIONAL,
+    SPECTRAL,
+    attentional_indicators,
+    retained_rank,
+    spectral_indicators,
+)
+from svda_jax.metrics import EvalMetrics, Metrics
 from svda_jax.models.vit import ViT
 from svda_jax.parallel import AXIS
 
@@ -157,24 +164,35 @@ def train_step(
     return state, finite
 
 
-def eval_step(params, batch, *, graphdef):
-    """Metrics of one batch, over all devices.
+def eval_step(params, batch, key, *, graphdef, noise_scale):
+    """Metrics and attentional indicators of one batch, over all devices.
 
     Args:
       params: the model's parameters.
       batch: "image" `[B, ...]` uint8, "label" `[B]` int32, "mask" `[B]` bool, False
         where an image only fills the batch up.
+      key: the run's PRNG key for the noise of the perturbation.
       graphdef: from `create_graphdef`.
+      noise_scale: see `compute_indicators`.
 
     Returns:
-      `Metrics` of the masked images; the loss is without label smoothing.
+      `EvalMetrics` of the masked images: the loss without label smoothing, the
+      indicators `ATTENTIONAL` of all layers.
     """
-    logits, _ = nnx.merge(graphdef, params)(batch["image"])
-    metrics = Metrics.single_from_model_output(
+    logits, traces = nnx.merge(graphdef, params)(batch["image"])
+    layers = [
+        attentional_indicators(trace, jax.random.fold_in(key, layer), noise_scale)
+        for layer, trace in enumerate(traces)
+    ]
+    indicators = jnp.stack(
+        [jnp.stack([layer[name] for layer in layers], 1) for name in ATTENTIONAL], 1
+    )  # [B, I, L, H]
+    metrics = EvalMetrics.single_from_model_output(
         loss=cross_entropy(logits, batch["label"]),
         logits=logits,
         labels=batch["label"],
         mask=batch["mask"],
+        indicators=indicators,
     )
     return jax.lax.psum(metrics, AXIS)
 
@@ -183,11 +201,18 @@ def measure_parameters(params, *, graphdef):
     """What is read off the parameters alone, once an evaluation.
 
     Returns:
-      "spectrum" `[L, H, K]`, the spectrum of each head (see `Trace`), and
-      "orthonormality", the soft-orthonormality penalty of METHOD.
+      A dict of
+        "spectrum" `[L, H, K]`, the spectrum of each head (see `Trace`),
+        "indicators" `[I, L, H]`, its `SPECTRAL` indicators,
+        "retained_rank" `[L, H]`, the directions that hold 90 % of its energy,
+        "orthonormality", the mean over layers of the soft-orthonormality penalty.
     """
     model = nnx.merge(graphdef, params)
+    spectrum = jnp.stack([block.attention.spectrum for block in model.blocks])
+    indicators = spectral_indicators(spectrum)
     return {
-        "spectrum": jnp.stack([block.attention.spectrum for block in model.blocks]),
+        "spectrum": spectrum,
+        "indicators": jnp.stack([indicators[name] for name in SPECTRAL]),
+        "retained_rank": retained_rank(spectrum),
         "orthonormality": model.orthonormality_penalty(),
     }

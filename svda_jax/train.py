@@ -8,13 +8,14 @@ import math
 import time
 
 import jax
+import numpy as np
 
 from svda_jax import UserError, console, datasets, parallel, runs
 from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import validate
 from svda_jax.datasets.augment import create_augment
 from svda_jax.datasets.in_memory import InMemory
-from svda_jax.metrics import Metrics
+from svda_jax.metrics import EvalMetrics, Metrics
 from svda_jax.optimizer import create_optimizer, create_schedule
 from svda_jax.steps import (
     TrainState,
@@ -74,8 +75,8 @@ def train_and_evaluate(config, workdir):
         spectrum_lr_scale=config.spectrum_lr_scale,
     )
     graphdef = create_graphdef(model_config)
-    init_key, order_key, step_key = jax.device_put(
-        list(jax.random.split(jax.random.key(config.seed), 3)), whole
+    init_key, order_key, step_key, noise_key = jax.device_put(
+        list(jax.random.split(jax.random.key(config.seed), 4)), whole
     )
     init = functools.partial(create_train_state, model_config, optimizer)
     abstract_state = jax.eval_shape(init, init_key)
@@ -93,7 +94,13 @@ def train_and_evaluate(config, workdir):
         split_argnums=(1,),
         donate_argnums=(0,),
     )
-    evaluate = _create_evaluate(eval_data, graphdef, mesh)
+    evaluate = create_evaluate(
+        eval_data,
+        graphdef,
+        mesh,
+        key=noise_key,
+        noise_scale=config.indicators.noise_scale,
+    )
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(runs.checkpoints_path(workdir)))
@@ -172,23 +179,39 @@ def _load_data(config, mesh):
     )
 
 
-def _create_evaluate(data, graphdef, mesh):
-    """A function from parameters to what an evaluation measures, by name."""
+def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
+    """The evaluation of a run.
 
-    def accumulate(params, metrics, batch):
-        return metrics.merge(eval_step(params, batch, graphdef=graphdef))
+    Args:
+      data: `InMemory`, the split to evaluate.
+      graphdef: from `create_graphdef`.
+      mesh: from `parallel.create_mesh`.
+      key: PRNG key of the noise of the perturbation.
+      noise_scale: see `compute_indicators`.
 
-    accumulate = parallel.pmap(accumulate, mesh, split_argnums=(2,))
+    Returns:
+      A function from parameters to a dict of what an evaluation measures.
+    """
+    step = functools.partial(eval_step, graphdef=graphdef, noise_scale=noise_scale)
+    step = parallel.pmap(step, mesh, split_argnums=(1,))
+    merge = jax.jit(EvalMetrics.merge)
     measure = jax.jit(functools.partial(measure_parameters, graphdef=graphdef))
 
     def evaluate(params):
-        metrics = jax.device_put(Metrics.empty(), parallel.replicated(mesh))
+        metrics = None
         for i, batch in enumerate(data.eval_batches(), start=1):
-            metrics = accumulate(params, metrics, batch)
+            update = step(params, batch, key)
+            metrics = merge(metrics, update) if metrics else update
             if i % MAX_IN_FLIGHT == 0:
                 jax.block_until_ready(metrics)
-        averages = {f"eval_{k}": v for k, v in metrics.compute().items()}
-        return jax.device_get({**averages, **measure(params)})
+        measured, averages = jax.device_get((measure(params), metrics.compute()))
+        indicators = [measured["indicators"], averages["indicators"]]
+        return {
+            **measured,
+            "eval_loss": averages["loss"],
+            "eval_accuracy": averages["accuracy"],
+            "indicators": np.concatenate(indicators),  # [6, L, H]
+        }
 
     return evaluate
 

@@ -6,6 +6,7 @@ import xarray as xr
 from tensorboardX.summary import hparams
 
 from svda_jax.config import flatten
+from svda_jax.indicators import INDICATORS
 from svda_jax.runs import history_path, read_history, write_atomically
 
 # What an evaluation measures: axes beside "step", unit, meaning.
@@ -26,6 +27,16 @@ VARIABLES = {
         (),
         "1",
         "mean over layers, heads, query and key of ||W_hat^T W_hat - I||_F^2 / K",
+    ),
+    "indicators": (
+        ("indicator", "layer", "head"),
+        "see svda_jax.indicators",
+        "the six indicators of each head, averaged over the evaluation split",
+    ),
+    "retained_rank": (
+        ("layer", "head"),
+        "1",
+        "directions that hold 90 % of the energy of the spectrum",
     ),
     "spectrum": (
         ("layer", "head", "direction"),
@@ -87,6 +98,7 @@ class History:
             coords={
                 "step": ("step", np.asarray([step], np.int32)),
                 "epoch": ("step", np.asarray([epoch], np.float64)),
+                "indicator": list(INDICATORS),
             },
         )
         self.data = row if self.data is None else xr.concat([self.data, row], "step")

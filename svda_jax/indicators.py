@@ -1,0 +1,220 @@
+"""The six interpretability indicators, and what pruning asks, as pure functions.
+
+The paper (arXiv 2602.10994) names the six and prints no formula for any. Each is defined
+here as a published source defines the quantity of that name, so values can be compared
+between runs of this program, not with the paper's.
+
+Axes: B images, N tokens, H heads, K per-head width. All arithmetic is float32, whatever
+the dtype of the arguments.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from svda_jax.models.attention import attention_weights, normalize
+
+# Of a head's spectrum alone.
+SPECTRAL = ("spectral_entropy", "effective_rank", "spectral_sparsity")
+# Of queries, keys and attention weights, image by image.
+ATTENTIONAL = ("angular_alignment", "selectivity_index", "perturbation_robustness")
+INDICATORS = SPECTRAL + ATTENTIONAL
+
+
+def spectral_entropy(spectrum):
+    """Shannon entropy of a spectrum.
+
+        -sum_k p_k ln p_k,  p_k = |sigma_k| / sum_j |sigma_j|
+
+    Args:
+      spectrum: `[..., K]`, of any sign and scale.
+
+    Returns:
+      `[...]` in [0, ln K] nats: ln K for equal values, 0 for a single one that is not
+      zero, and for zeros alone.
+
+    Source: Roy & Vetterli 2007.
+    """
+    magnitude = _scaled(spectrum)
+    total = jnp.sum(magnitude, axis=-1, keepdims=True)  # 0, or from 1 to K
+    p = magnitude / jnp.where(total > 0, total, 1)
+    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0), axis=-1)
+
+
+def effective_rank(spectrum):
+    """How many directions a spectrum amounts to, exp(spectral entropy).
+
+    Args:
+      spectrum: `[..., K]`, of any sign and scale.
+
+    Returns:
+      `[...]` in [1, K]: K for equal values, 1 for a single one that is not zero, and
+      for zeros alone.
+
+    Source: Roy & Vetterli 2007, Definition 1.
+    """
+    return jnp.exp(spectral_entropy(spectrum))
+
+
+def spectral_sparsity(spectrum):
+    """How few directions hold a spectrum, by the ratio of its L1 and L2 norms.
+
+        (sqrt K - ||sigma||_1 / ||sigma||_2) / (sqrt K - 1)
+
+    Args:
+      spectrum: `[..., K]`, of any sign and scale.
+
+    Returns:
+      `[...]` in [0, 1]: 0 for equal values and for K = 1, 1 for a single one that is
+      not zero, and for zeros alone.
+
+    Source: Hoyer 2004.
+    """
+    size = spectrum.shape[-1]
+    if size == 1:
+        return jnp.zeros(spectrum.shape[:-1], jnp.float32)
+    magnitude = _scaled(spectrum)
+    l1 = jnp.sum(magnitude, axis=-1)
+    l2 = jnp.sqrt(jnp.sum(jnp.square(magnitude), axis=-1))
+    ratio = jnp.where(l2 > 0, l1 / jnp.where(l2 > 0, l2, 1), 1)  # [...] in [1, sqrt K]
+    # Rounding can carry the ratio past its ends.
+    return jnp.clip((size**0.5 - ratio) / (size**0.5 - 1), 0, 1)
+
+
+def retained_rank(spectrum, rho=0.9):
+    """The fewest directions that hold the share rho of a spectrum's energy.
+
+        min r such that the r largest sigma_k^2 sum to at least rho sum_k sigma_k^2
+
+    Args:
+      spectrum: `[..., K]`, of any sign and scale.
+      rho: share of the energy, in (0, 1].
+
+    Returns:
+      `[...]` int32 in [1, K]: 1 for zeros alone.
+
+    Source: the spectral energy retention of arXiv 2609.24370.
+    """
+    energy = jnp.sort(jnp.square(_scaled(spectrum)), axis=-1, descending=True)
+    missing = jnp.cumsum(energy, axis=-1) < rho * jnp.sum(
+        energy, axis=-1, keepdims=True
+    )
+    return jnp.minimum(1 + jnp.sum(missing, axis=-1), spectrum.shape[-1])
+
+
+def angular_alignment(query, key):
+    """Mean absolute cosine between the queries and keys of an image.
+
+        mean over i, j of |q_hat_i . k_hat_j|
+
+    Args:
+      query: `[B, N, H, K]`, raw (not normalised).
+      key: `[B, N, H, K]`, raw.
+
+    Returns:
+      `[B, H]` in [0, 1]: 1 where all are parallel, 0 where queries are orthogonal to
+      keys, about sqrt(2 / (pi K)) for independent directions.
+
+    Source: cosine similarity.
+    """
+    cosine = jnp.einsum("bihk,bjhk->bhij", normalize(query), normalize(key))
+    return jnp.minimum(jnp.mean(jnp.abs(cosine), axis=(-2, -1)), 1)
+
+
+def selectivity_index(weights):
+    """How much each token prefers the key it weighs most over the others.
+
+        mean over i of (a_max - a_rest) / (a_max + a_rest),
+        a_rest the mean of the row's other N - 1 weights
+
+    Args:
+      weights: `[B, H, N, N]`, rows that sum to 1.
+
+    Returns:
+      `[B, H]` in [0, 1]: 0 for uniform rows, 1 for one-hot rows and for N = 1.
+
+    Source: Morcos et al. 2018, on the rows of the attention.
+    """
+    largest = jnp.max(weights.astype(jnp.float32), axis=-1)  # [B, H, N]
+    rest = jnp.maximum(1 - largest, 0) / max(weights.shape[-1] - 1, 1)
+    index = (largest - rest) / (largest + rest)
+    return jnp.clip(jnp.mean(index, axis=-1), 0, 1)
+
+
+def perturbation_robustness(weights, perturbed):
+    """How little the attention weights move under a perturbation.
+
+        1 - mean over i of (1/2) sum_j |A_ij - A'_ij|
+
+    Args:
+      weights: A, `[B, H, N, N]`, rows that sum to 1.
+      perturbed: A', likewise, under noise on queries and keys.
+
+    Returns:
+      `[B, H]` in [0, 1]: 1 for equal weights, 0 for rows without a common key.
+
+    Source: total variation distance.
+    """
+    moved = jnp.abs(weights.astype(jnp.float32) - perturbed.astype(jnp.float32))
+    return jnp.clip(1 - 0.5 * jnp.mean(jnp.sum(moved, axis=-1), axis=-1), 0, 1)
+
+
+def compute_indicators(trace, key, noise_scale):
+    """All six indicators of one layer.
+
+    Args:
+      trace: a `Trace`, of either attention.
+      key: PRNG key of the noise, a function of seed and layer alone.
+      noise_scale: standard deviation of the noise on each query and key, in units of
+        its root mean square over K.
+
+    Returns:
+      A dict by `INDICATORS`: the `SPECTRAL` ones `[H]`, the `ATTENTIONAL` ones
+      `[B, H]`, float32.
+    """
+    return {
+        **spectral_indicators(trace.spectrum),
+        **attentional_indicators(trace, key, noise_scale),
+    }
+
+
+def spectral_indicators(spectrum):
+    """The three indicators of spectra `[..., K]`, a dict of `[...]`."""
+    return {
+        "spectral_entropy": spectral_entropy(spectrum),
+        "effective_rank": effective_rank(spectrum),
+        "spectral_sparsity": spectral_sparsity(spectrum),
+    }
+
+
+def attentional_indicators(trace, key, noise_scale):
+    """The three indicators of a layer's attention, a dict of `[B, H]`.
+
+    One draw `[2, N, H, K]` of the noise serves all images, so that an image's values
+    depend neither on its batch nor on its place there.
+    """
+    weights = attention_weights(trace.query, trace.key, trace.sigma)
+    noise = jax.random.normal(key, (2, *trace.query.shape[1:]))
+    perturbed = attention_weights(
+        _perturb(trace.query, noise_scale * noise[0]),
+        _perturb(trace.key, noise_scale * noise[1]),
+        trace.sigma,
+    )
+    return {
+        "angular_alignment": angular_alignment(trace.query, trace.key),
+        "selectivity_index": selectivity_index(weights),
+        "perturbation_robustness": perturbation_robustness(weights, perturbed),
+    }
+
+
+def _perturb(x, noise):
+    """Adds noise `[N, H, K]` in units of each vector's root mean square over K."""
+    x = x.astype(jnp.float32)
+    rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True))  # [B, N, H, 1]
+    return x + rms * noise
+
+
+def _scaled(spectrum):
+    """|sigma| over its largest value, so that neither squares nor sums overflow."""
+    magnitude = jnp.abs(spectrum.astype(jnp.float32))
+    largest = jnp.max(magnitude, axis=-1, keepdims=True)
+    return magnitude / jnp.where(largest > 0, largest, 1)
