@@ -1,8 +1,8 @@
 """The six interpretability indicators, and what pruning asks, as pure functions.
 
-The paper (arXiv 2602.10994) names the six and prints no formula for any. Each is defined
-here as a published source defines the quantity of that name, so values can be compared
-between runs of this program, not with the paper's.
+The paper (arXiv 2602.10994) names the six and prints no formula for any. Each is
+defined here as a published source defines the quantity of that name, so values can be
+compared between runs of this program, not with the paper's.
 
 Axes: B images, N tokens, H heads, K per-head width. All arithmetic is float32, whatever
 the dtype of the arguments.
@@ -37,7 +37,7 @@ def spectral_entropy(spectrum):
     magnitude = _scaled(spectrum)
     total = jnp.sum(magnitude, axis=-1, keepdims=True)  # 0, or from 1 to K
     p = magnitude / jnp.where(total > 0, total, 1)
-    return -jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1)), 0), axis=-1)
+    return jnp.sum(p * -jnp.log(jnp.where(p > 0, p, 1)), axis=-1)
 
 
 def effective_rank(spectrum):
@@ -215,6 +215,8 @@ def _perturb(x, noise):
 
 def _scaled(spectrum):
     """|sigma| over its largest value, so that neither squares nor sums overflow."""
-    magnitude = jnp.abs(spectrum.astype(jnp.float32))
+    # A quarter, because XLA multiplies by the reciprocal of the divisor, and that of the
+    # largest floats is subnormal, which it takes for zero.
+    magnitude = 0.25 * jnp.abs(spectrum.astype(jnp.float32))
     largest = jnp.max(magnitude, axis=-1, keepdims=True)
     return magnitude / jnp.where(largest > 0, largest, 1)

@@ -104,3 +104,86 @@ def adamw(param, grads, *, learning_rates, decay, b1=0.9, b2=0.999, eps=1e-8):
         update = (first / (1 - b1**t)) / (np.sqrt(second / (1 - b2**t)) + eps)
         param = param - rate * (update + decay * param)
     return param
+
+
+def spectral_entropy(spectrum):
+    """`[K]` -> nats."""
+    total, entropy = sum(abs(float(value)) for value in spectrum), 0.0
+    for value in spectrum:
+        p = abs(float(value)) / total if total > 0 else 0.0
+        if p > 0:
+            entropy -= p * np.log(p)
+    return entropy
+
+
+def effective_rank(spectrum):
+    """`[K]` -> number of directions."""
+    return np.exp(spectral_entropy(spectrum))
+
+
+def spectral_sparsity(spectrum):
+    """`[K]` -> Hoyer's measure."""
+    if len(spectrum) == 1:
+        return 0.0
+    values = np.abs(np.float64(spectrum))
+    if not values.any():
+        return 1.0
+    values = values / values.max()
+    root = np.sqrt(len(values))
+    return (root - values.sum() / np.sqrt(np.sum(values**2))) / (root - 1)
+
+
+def retained_rank(spectrum, rho):
+    """`[K]` -> fewest directions whose energy reaches rho of all."""
+    values = np.abs(np.float64(spectrum))
+    if not values.any():
+        return 1
+    energies = sorted((values / values.max()) ** 2, reverse=True)
+    kept = 0.0
+    for rank, energy in enumerate(energies, start=1):
+        kept += energy
+        if kept >= rho * sum(energies):
+            return rank
+    return len(energies)
+
+
+def angular_alignment(query, key):
+    """`[B, N, H, K]` twice -> `[B, H]`."""
+    images, tokens, heads, _ = query.shape
+    alignment = np.zeros((images, heads))
+    for b, h, i, j in np.ndindex(images, heads, tokens, tokens):
+        q, k = unit(np.float64(query[b, i, h])), unit(np.float64(key[b, j, h]))
+        alignment[b, h] += abs(np.sum(q * k)) / tokens**2
+    return alignment
+
+
+def selectivity_index(weights):
+    """`[B, H, N, N]` -> `[B, H]`."""
+    images, heads, tokens, _ = weights.shape
+    index = np.zeros((images, heads))
+    for b, h, i in np.ndindex(images, heads, tokens):
+        row = sorted(np.float64(weights[b, h, i]))
+        largest, others = row[-1], row[:-1]
+        rest = np.mean(others) if others else 0.0
+        index[b, h] += (largest - rest) / (largest + rest) / tokens
+    return index
+
+
+def perturbation_robustness(weights, perturbed):
+    """`[B, H, N, N]` twice -> `[B, H]`."""
+    images, heads, tokens, _ = weights.shape
+    robustness = np.ones((images, heads))
+    for b, h, i, j in np.ndindex(images, heads, tokens, tokens):
+        moved = abs(np.float64(weights[b, h, i, j]) - perturbed[b, h, i, j])
+        robustness[b, h] -= moved / 2 / tokens
+    return robustness
+
+
+def perturb(x, noise, scale):
+    """`[B, N, H, K]` with noise `[N, H, K]` times scale and each vector's RMS."""
+    x = np.float64(x)
+    out = np.zeros_like(x)
+    for b, i, h in np.ndindex(x.shape[:3]):
+        rms = np.sqrt(np.mean(x[b, i, h] ** 2))
+        out[b, i, h] = x[b, i, h] + scale * rms * noise[i, h]
+    return out

@@ -1,0 +1,375 @@
+"""The indicators: equality with loops, known values, ranges, invariances."""
+
+import functools
+
+import hypothesis
+import hypothesis.extra.numpy
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+from hypothesis import strategies
+
+from svda_jax import indicators as I
+from svda_jax import parallel, steps
+from svda_jax.datasets import Examples
+from svda_jax.datasets.in_memory import InMemory
+from svda_jax.models.attention import Trace, singular_values
+from svda_jax.models.vit import ViT
+from svda_jax.train import create_evaluate
+
+B, N, H, K = 3, 7, 2, 5
+
+# Sums of N * N = 49 float32 numbers of order one, divided again; exp and log at 1 ulp.
+TOLERANCE = 3e-6
+SPECTRAL = {
+    "spectral_entropy": I.spectral_entropy,
+    "effective_rank": I.effective_rank,
+    "spectral_sparsity": I.spectral_sparsity,
+}
+
+
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture
+def spectrum(rng):
+    return np.float32(rng.normal(size=(2, H, K)) * 4)
+
+
+@pytest.fixture
+def trace(rng):
+    query, key = np.float32(rng.normal(size=(2, B, N, H, K)))
+    sigma = np.float32(rng.normal(size=(H, K)) * K)
+    return Trace(query, key, sigma, sigma)
+
+
+@pytest.fixture
+def softmax_trace(rng, trace):
+    spectrum = singular_values(*np.float32(rng.normal(size=(2, 11, H, K))))
+    return Trace(trace.query, trace.key, None, spectrum)
+
+
+@pytest.fixture
+def weights(trace):
+    return np.float32(reference.attention_weights(trace.query, trace.key, trace.sigma))
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_spectral_ones_equal_reference(spectrum, name):
+    expected = np.apply_along_axis(getattr(reference, name), -1, spectrum)
+    assert_close(SPECTRAL[name](spectrum), expected)
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.9, 1.0])
+def test_retained_rank_equals_reference(spectrum, rho):
+    expected = np.apply_along_axis(reference.retained_rank, -1, spectrum, rho)
+    np.testing.assert_array_equal(I.retained_rank(spectrum, rho), expected)
+
+
+def test_attentional_ones_equal_reference(trace, weights, rng):
+    assert_close(
+        I.angular_alignment(trace.query, trace.key),
+        reference.angular_alignment(trace.query, trace.key),
+    )
+    assert_close(I.selectivity_index(weights), reference.selectivity_index(weights))
+    other = np.float32(rng.dirichlet(np.ones(N), size=(B, H, N)))
+    assert_close(
+        I.perturbation_robustness(weights, other),
+        reference.perturbation_robustness(weights, other),
+    )
+
+
+@pytest.mark.parametrize("kind", ["trace", "softmax_trace"])
+def test_compute_indicators_equals_reference(kind, request):
+    trace = request.getfixturevalue(kind)
+    key, scale = jax.random.key(3), 0.3
+    out = I.compute_indicators(trace, key, scale)
+    assert tuple(out) == I.INDICATORS
+    noise = np.asarray(jax.random.normal(key, (2, N, H, K)))
+    weights, perturbed = (
+        reference.attention_weights(query, key, trace.sigma)
+        for query, key in (
+            (trace.query, trace.key),
+            (
+                reference.perturb(trace.query, noise[0], scale),
+                reference.perturb(trace.key, noise[1], scale),
+            ),
+        )
+    )
+    expected = {
+        "angular_alignment": reference.angular_alignment(trace.query, trace.key),
+        "selectivity_index": reference.selectivity_index(weights),
+        "perturbation_robustness": reference.perturbation_robustness(
+            weights, perturbed
+        ),
+        **{
+            name: np.apply_along_axis(getattr(reference, name), -1, trace.spectrum)
+            for name in SPECTRAL
+        },
+    }
+    for name, value in out.items():
+        assert value.dtype == jnp.float32
+        assert_close(value, expected[name], 1e-5)  # scores of order 5 through two exp
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "entropy", "sparsity", "rank"),
+    [
+        (np.full(K, -3.0), np.log(K), 0, K),  # equal
+        (3.0 * np.eye(K)[2], 0, 1, 1),  # one-hot
+        (np.zeros(K), 0, 1, 1),
+        (np.array([2.0]), 0, 0, 1),  # K = 1
+        (np.array([0.0]), 0, 0, 1),
+        (np.full(K, 1e38), np.log(K), 0, K),
+        (np.full(K, 1e-37), np.log(K), 0, K),
+    ],
+)
+def test_known_spectra(spectrum, entropy, sparsity, rank):
+    spectrum = np.float32(spectrum)
+    assert_close(I.spectral_entropy(spectrum), entropy)
+    assert_close(I.effective_rank(spectrum), np.exp(entropy))
+    assert_close(I.spectral_sparsity(spectrum), sparsity)
+    assert I.retained_rank(spectrum) == rank
+    assert I.retained_rank(spectrum, 1.0) == rank
+
+
+def test_known_alignments():
+    directions = np.eye(4, dtype=np.float32)
+    lengths = np.float32([2, -5, 1]).reshape(1, 3, 1, 1)
+    parallel = np.tile(directions[0], (1, 3, 1, 1)) * lengths
+    assert_close(I.angular_alignment(parallel, 7 * parallel), [[1]])
+    orthogonal = np.tile(directions[1], (1, 3, 1, 1))
+    assert_close(I.angular_alignment(parallel, orthogonal), [[0]])
+    # Independent directions, 64^2 cosines an image, K = 32.
+    query, key = jax.random.normal(jax.random.key(0), (2, 8, 64, 1, 32))
+    expected = np.sqrt(2 / (np.pi * 32))
+    assert np.mean(I.angular_alignment(query, key)) == pytest.approx(expected, rel=0.03)
+
+
+def test_known_selectivities():
+    uniform = np.full((1, 1, N, N), 1 / N, np.float32)
+    assert_close(I.selectivity_index(uniform), [[0]])
+    one_hot = np.eye(N, dtype=np.float32)[None, None]
+    assert_close(I.selectivity_index(one_hot), [[1]])
+    assert_close(I.selectivity_index(np.ones((1, 1, 1, 1), np.float32)), [[1]])
+
+
+def test_known_robustnesses(weights):
+    assert_close(I.perturbation_robustness(weights, weights), np.ones((B, H)))
+    one_hot = np.eye(N, dtype=np.float32)[None, None]
+    assert_close(I.perturbation_robustness(one_hot, one_hot[..., ::-1, :]), [[1 / N]])
+    assert_close(I.perturbation_robustness(one_hot, np.roll(one_hot, 1, -1)), [[0]])
+    single = np.ones((1, 1, 1, 1), np.float32)
+    assert_close(I.perturbation_robustness(single, single), [[1]])
+
+
+SPECTRA = hypothesis.extra.numpy.arrays(
+    np.float32,
+    strategies.sampled_from([(1,), (2,), (5,), (3, 9)]),  # each is compiled
+    elements=strategies.floats(
+        width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False
+    ),
+)
+quick = hypothesis.settings(
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+
+
+@quick
+@hypothesis.given(SPECTRA)
+def test_spectral_ranges(spectrum):
+    size = spectrum.shape[-1]
+    slack = 1e-5
+    entropy = np.asarray(I.spectral_entropy(spectrum))
+    rank = np.asarray(I.effective_rank(spectrum))
+    sparsity = np.asarray(I.spectral_sparsity(spectrum))
+    retained = np.asarray(I.retained_rank(spectrum))
+    assert ((entropy >= 0) & (entropy <= np.log(size) + slack)).all()
+    assert ((rank >= 1) & (rank <= size * (1 + slack))).all()
+    assert ((sparsity >= 0) & (sparsity <= 1)).all()
+    assert ((retained >= 1) & (retained <= size)).all()
+
+
+VECTORS = hypothesis.extra.numpy.arrays(
+    np.float32,
+    strategies.just((2, 2, 3, 1, 2)),
+    elements=strategies.one_of(
+        strategies.floats(-10, 10, width=32, allow_subnormal=False),
+        strategies.sampled_from([0.0, 1e-15, -1e15, 3.0, 3.0]).map(np.float32),
+    ),
+)
+
+
+@quick
+@hypothesis.given(VECTORS, strategies.sampled_from([0.0, -3.0, 1e4]))
+def test_attentional_ranges(vectors, sigma):
+    sigma = np.full((1, 2), sigma, np.float32)
+    trace = Trace(vectors[0], vectors[1], sigma, sigma)
+    for name, value in I.attentional_indicators(trace, jax.random.key(0), 0.5).items():
+        assert ((value >= 0) & (value <= 1)).all(), name
+
+
+def test_spectral_ones_do_not_see_order_sign_or_scale(spectrum, rng):
+    order = rng.permutation(K)
+    signs = np.float32(rng.choice([-1, 1], size=spectrum.shape))
+    for function in (*SPECTRAL.values(), I.retained_rank):
+        changed = function(spectrum[..., order] * signs * 2.0**40)
+        assert_close(changed, function(spectrum))
+
+
+def test_attentional_ones_do_not_see_the_order_of_tokens_or_lengths(
+    trace, weights, rng
+):
+    order = rng.permutation(N)
+    lengths = np.float32(rng.uniform(0.1, 10, size=(2, B, N, H, 1)))
+    assert_close(
+        I.angular_alignment(
+            trace.query[:, order] * lengths[0], trace.key[:, order] * lengths[1]
+        ),
+        I.angular_alignment(trace.query, trace.key),
+    )
+    permuted = weights[:, :, order][:, :, :, order]
+    assert_close(I.selectivity_index(permuted), I.selectivity_index(weights))
+
+
+def test_heads_do_not_see_each_other(trace, weights):
+    for h in range(H):
+        assert_close(
+            I.angular_alignment(
+                trace.query[:, :, h : h + 1], trace.key[:, :, h : h + 1]
+            ),
+            I.angular_alignment(trace.query, trace.key)[:, h : h + 1],
+        )
+        assert_close(
+            I.selectivity_index(weights[:, h : h + 1]),
+            I.selectivity_index(weights)[:, h : h + 1],
+        )
+
+
+def test_noise_scale_moves_robustness_alone(trace):
+    none, some, much = (
+        I.compute_indicators(trace, jax.random.key(0), scale) for scale in (0, 0.1, 1)
+    )
+    for name in I.INDICATORS:
+        if name == "perturbation_robustness":
+            assert (none[name] == 1).all()
+            assert (none[name] > some[name]).all()
+            assert (some[name] > much[name]).all()
+        else:
+            np.testing.assert_array_equal(some[name], much[name])
+
+
+def test_an_image_does_not_see_its_batch(trace):
+    whole = I.attentional_indicators(trace, jax.random.key(0), 0.2)
+    one = Trace(trace.query[2:], trace.key[2:], trace.sigma, trace.spectrum)
+    for name, value in I.attentional_indicators(one, jax.random.key(0), 0.2).items():
+        assert_close(value, whole[name][2:])
+
+
+def test_bfloat16_is_taken_and_float32_given(trace):
+    coarse = jax.tree.map(jnp.bfloat16, trace)
+    exact = jax.tree.map(np.float32, coarse)
+    out = I.compute_indicators(coarse, jax.random.key(0), 0.1)
+    expected = I.compute_indicators(exact, jax.random.key(0), 0.1)
+    for name in I.INDICATORS:
+        assert out[name].dtype == jnp.float32
+        # q_hat * sigma is rounded to bfloat16 on one side: see test_attention.
+        assert_close(out[name], expected[name], 0.05)
+
+
+@functools.cache
+def evaluation(config, batch_size, num_devices=1, num_images=23):
+    """What an evaluation over random images measures, and those images."""
+    rng = np.random.default_rng(0)
+    examples = Examples(
+        rng.integers(0, 256, size=(num_images, 6, 6, 2)).astype(np.uint8),
+        rng.integers(0, 7, size=num_images).astype(np.int32),
+    )
+    mesh = parallel.create_mesh(jax.devices()[:num_devices])
+    data = InMemory(examples, batch_size=batch_size, mesh=mesh)
+    evaluate = create_evaluate(
+        data,
+        steps.create_graphdef(config),
+        mesh,
+        key=jax.device_put(jax.random.key(5), parallel.replicated(mesh)),
+        noise_scale=0.1,
+    )
+    return evaluate, examples
+
+
+@pytest.fixture
+def make_params(randomize):
+    def make(config):
+        model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
+        return randomize(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+    return make
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_evaluation_is_the_mean_over_single_images(
+    make_model_config, make_params, attention
+):
+    config = make_model_config(attention=attention)
+    params = make_params(config)
+    evaluate, examples = evaluation(config, 8)
+    measured = evaluate(params)
+    assert measured["indicators"].shape == (6, 2, 3)
+    model = nnx.merge(steps.create_graphdef(config), params)
+    one = jax.jit(
+        lambda image: [
+            I.compute_indicators(
+                trace, jax.random.fold_in(jax.random.key(5), layer), 0.1
+            )
+            for layer, trace in enumerate(model(image[None])[1])
+        ]
+    )
+    rows = [one(image) for image in examples.images]
+    for i, name in enumerate(I.INDICATORS):
+        for layer in range(2):
+            values = np.stack([np.ravel(row[layer][name]) for row in rows])
+            assert_close(measured["indicators"][i, layer], values.mean(0), 1e-5)
+    again = evaluate(params)
+    for name, value in measured.items():
+        np.testing.assert_array_equal(value, again[name])
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(23, 1), (4, 1), (8, 4)])
+def test_batches_and_devices_do_not_matter(
+    make_model_config, make_params, batch_size, num_devices
+):
+    config = make_model_config()
+    params = make_params(config)
+    expected = evaluation(config, 8)[0](params)
+    measured = evaluation(config, batch_size, num_devices)[0](params)
+    for name, value in expected.items():
+        assert_close(measured[name], value, 1e-5)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_logits_are_the_same_with_and_without(
+    make_model_config, make_params, attention
+):
+    config = make_model_config(attention=attention)
+    graphdef, params = steps.create_graphdef(config), make_params(config)
+    images = evaluation(config, 8)[1].images
+
+    @jax.jit
+    def alone(params, images):
+        return nnx.merge(graphdef, params)(images)[0]
+
+    @jax.jit
+    def together(params, images):
+        logits, traces = nnx.merge(graphdef, params)(images)
+        return logits, [
+            I.compute_indicators(trace, jax.random.key(0), 0.1) for trace in traces
+        ]
+
+    np.testing.assert_array_equal(alone(params, images), together(params, images)[0])
