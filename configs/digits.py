@@ -1,21 +1,29 @@
+"""scikit-learn's handwritten digits: a run of two minutes on a laptop.
+
+Model: 136,266 parameters with SVDA, 136,010 with softmax attention.
+Data: 1,437 images to train on; the 360 to evaluate are by other writers.
+Recipe: chosen on the last 360 training images, held out, never on the test split.
+Measured on two CPU cores: @@@
+Command: python -m svda_jax.main --config=configs/digits.py
+"""
+
 from configs import default
 
 
 def get_config():
+    """What differs from `configs/default.py`."""
     config = default.get_config()
     config.num_epochs = 200
     config.batch_size = 64
     config.learning_rate = 2e-3
-    config.warmup_fraction = 0.05
     config.eval_every_epochs = 5
-    config.checkpoint_every_epochs = 25
+    config.checkpoint_every_epochs = 50
     config.model.patch_size = 2
     config.model.width = 64
     config.model.depth = 4
     config.model.num_heads = 4
     config.model.mlp_dim = 128
-    config.model.dropout = 0.1
-    config.model.drop_path = 0.1
+    config.model.drop_path = 0.2
     config.dataset.name = "digits"
     config.dataset.image_size = 8
     config.dataset.channels = 1

@@ -1,19 +1,31 @@
+"""FashionMNIST: a small Vision Transformer from scratch.
+
+Model: 0.21 M parameters; a published plain ViT of this size reaches 92.3 %.
+Data: 60,000 images to train on, 10,000 to evaluate.
+Measured: not yet run at this size. experiments/results/fashion_mnist has a shorter run
+of a smaller model.
+Command: python -m svda_jax.main --config=configs/fashion_mnist.py
+"""
+
 from configs import default
 
 
 def get_config():
+    """What differs from `configs/default.py`."""
     config = default.get_config()
-    config.num_epochs = 20
+    config.num_epochs = 60
     config.model.patch_size = 4
-    config.model.width = 128
+    config.model.width = 64
     config.model.depth = 6
     config.model.num_heads = 4
-    config.model.mlp_dim = 256
+    config.model.mlp_dim = 128
+    config.model.drop_path = 0.1
     config.dataset.name = "fashion_mnist"
     config.dataset.image_size = 28
     config.dataset.channels = 1
     config.dataset.num_classes = 10
-    config.dataset.mean = (0.286,)
-    config.dataset.std = (0.353,)
+    config.dataset.mean = (0.2860,)
+    config.dataset.std = (0.3530,)
+    config.augment.crop_padding = 2
     config.augment.flip = True
     return config

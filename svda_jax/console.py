@@ -33,7 +33,6 @@ def say_start(config, workdir, mesh, params, train_data, eval_data):
         {**params, "blocks": blocks}, include_stats=False
     )
     side = dataset.image_size
-    device = mesh.devices[0]
     print(overview)
     print(
         f"model    {model.attention} attention, {model.depth} blocks of width "
@@ -42,10 +41,18 @@ def say_start(config, workdir, mesh, params, train_data, eval_data):
         f"data     {dataset.name}: {train_data.num_images:,} images to train on, "
         f"{eval_data.num_images:,} to evaluate; {side} x {side} x {dataset.channels}, "
         f"{dataset.num_classes} classes\n"
-        f"devices  {mesh.size} x {device.device_kind} (JAX {jax.__version__})\n"
+        f"devices  {', '.join(describe_devices(mesh).values())}\n"
         f"workdir  {workdir}",
         flush=True,
     )
+
+
+def describe_devices(mesh):
+    """What a run goes on: number and kind of the devices, version of JAX."""
+    return {
+        "devices": f"{mesh.size} x {mesh.devices[0].device_kind}",
+        "jax": f"JAX {jax.__version__}",
+    }
 
 
 def evaluation_line(step, epoch, values):

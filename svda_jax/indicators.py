@@ -215,8 +215,8 @@ def _perturb(x, noise):
 
 def _scaled(spectrum):
     """|sigma| over its largest value, so that neither squares nor sums overflow."""
-    # A quarter, because XLA multiplies by the reciprocal of the divisor, and that of the
-    # largest floats is subnormal, which it takes for zero.
+    # A quarter, because XLA multiplies by the reciprocal of the divisor, and that of
+    # the largest floats is subnormal, which it takes for zero.
     magnitude = 0.25 * jnp.abs(spectrum.astype(jnp.float32))
     largest = jnp.max(magnitude, axis=-1, keepdims=True)
     return magnitude / jnp.where(largest > 0, largest, 1)

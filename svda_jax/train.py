@@ -15,6 +15,7 @@ from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import validate
 from svda_jax.datasets.augment import create_augment
 from svda_jax.datasets.in_memory import InMemory
+from svda_jax.maps import look
 from svda_jax.metrics import EvalMetrics, Metrics
 from svda_jax.optimizer import create_optimizer, create_schedule
 from svda_jax.steps import (
@@ -31,6 +32,9 @@ from svda_jax.writers import EventWriter, History
 # honest and a non-finite loss close by; several CPU devices in one process deadlock in
 # their collectives when it has no bound (JAX 0.10).
 MAX_IN_FLIGHT = 8
+
+# Images of the evaluation split, its first, that attention maps are drawn over.
+NUM_PICTURED = 4
 
 
 def train_and_evaluate(config, workdir):
@@ -49,7 +53,17 @@ def train_and_evaluate(config, workdir):
     mesh = parallel.create_mesh()
     whole = parallel.replicated(mesh)
     model_config = validate(config, num_devices=mesh.size)
-    train_data, eval_data = _load_data(config, mesh)
+    train_examples, eval_examples = datasets.load(config.dataset)
+    if config.batch_size > len(train_examples.labels):
+        raise UserError(
+            f"batch_size={config.batch_size} must not exceed the "
+            f"{len(train_examples.labels)} images of "
+            f"dataset.train_split={config.dataset.train_split}"
+        )
+    train_data, eval_data = (
+        InMemory(examples, batch_size=config.batch_size, mesh=mesh)
+        for examples in (train_examples, eval_examples)
+    )
     num_images, batch_size = train_data.num_images, config.batch_size
     num_steps = math.ceil(config.num_epochs * num_images / batch_size)
 
@@ -102,6 +116,8 @@ def train_and_evaluate(config, workdir):
         noise_scale=config.indicators.noise_scale,
     )
 
+    picture = _create_picture(eval_examples, graphdef)
+
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(runs.checkpoints_path(workdir)))
         step = last_saved = checkpoints.latest_step() or 0
@@ -120,7 +136,7 @@ def train_and_evaluate(config, workdir):
             print(f"resuming at step {step:,} of {num_steps:,}")
         else:
             state = jax.jit(init, out_shardings=whole)(init_key)
-        history = History(workdir, last_step=step)
+        history = History(workdir, last_step=step, attrs=console.describe_devices(mesh))
         events = stack.enter_context(EventWriter(workdir, config, last_step=step))
         bar = stack.enter_context(console.progress_bar(num_steps, step, batch_size))
 
@@ -156,27 +172,16 @@ def train_and_evaluate(config, workdir):
                 history.append(step, epoch, values)
                 events.write(step, values)
                 bar.write(console.evaluation_line(step, epoch, values))
-                clock = _Clock()
             if step in checkpoint_steps:
                 checkpoints.save(step, vars(state))
                 last_saved = step
+                if step in eval_steps:
+                    events.write_pictures(step, values, *picture(state.params))
+            if due:
+                clock = _Clock()
             if step == num_steps:
                 break
     console.say_end(workdir)
-
-
-def _load_data(config, mesh):
-    """Both splits, on the devices."""
-    train, evaluation = datasets.load(config.dataset)
-    if config.batch_size > len(train.labels):
-        raise UserError(
-            f"batch_size={config.batch_size} must not exceed the {len(train.labels)} "
-            f"images of dataset.train_split={config.dataset.train_split}"
-        )
-    return tuple(
-        InMemory(examples, batch_size=config.batch_size, mesh=mesh)
-        for examples in (train, evaluation)
-    )
 
 
 def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
@@ -214,6 +219,23 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
         }
 
     return evaluate
+
+
+def _create_picture(examples, graphdef):
+    """A function from parameters to images, attention maps and titles."""
+    images = examples.images[:NUM_PICTURED]
+    truth = [examples.class_names[label] for label in examples.labels[:NUM_PICTURED]]
+    look_ = jax.jit(functools.partial(look, graphdef=graphdef))
+
+    def picture(params):
+        probabilities, maps, _ = jax.device_get(look_(params, images))
+        titles = [
+            f"true: {name}\npredicted: {examples.class_names[row.argmax()]}"
+            for name, row in zip(truth, probabilities, strict=True)
+        ]
+        return images, maps, titles
+
+    return picture
 
 
 class _Clock:

@@ -5,6 +5,7 @@ import tensorboardX
 import xarray as xr
 from tensorboardX.summary import hparams
 
+from svda_jax import figures
 from svda_jax.config import flatten
 from svda_jax.indicators import INDICATORS
 from svda_jax.runs import history_path, read_history, write_atomically
@@ -63,14 +64,16 @@ class History:
     Args:
       workdir: of the run.
       last_step: later evaluations, of an attempt that was cut off, are forgotten.
+      attrs: what holds for the whole run, by name; strings.
 
     Attributes:
       data: `xarray.Dataset` of `VARIABLES` over the coordinate "step", with "epoch"
         beside it.
     """
 
-    def __init__(self, workdir, *, last_step):
+    def __init__(self, workdir, *, last_step, attrs):
         self.path = history_path(workdir)
+        self.attrs = attrs
         self.data = None
         if self.path.exists():
             data = read_history(workdir)
@@ -102,6 +105,7 @@ class History:
             },
         )
         self.data = row if self.data is None else xr.concat([self.data, row], "step")
+        self.data.attrs = self.attrs
         write_atomically(self.path, self.data.to_netcdf(engine="scipy"))
 
 
@@ -134,11 +138,40 @@ class EventWriter:
         self._writer.close()
 
     def write(self, step, values):
-        """Writes an evaluation, given as to `History.append`."""
+        """Writes the numbers of an evaluation, given as to `History.append`."""
         for tag, name in SCALARS.items():
             self._writer.add_scalar(tag, float(values[name]), step)
-        for layer, spectrum in enumerate(values["spectrum"]):
-            self._writer.add_histogram(
-                f"spectrum/layer_{layer}", np.asarray(spectrum).ravel(), step
-            )
+        for name, indicator in zip(INDICATORS, values["indicators"], strict=True):
+            self._writer.add_scalar(f"indicators/{name}", indicator.mean(), step)
+            for layer, heads in enumerate(indicator, start=1):
+                tag = f"indicators/{name}/layer_{layer}"
+                self._writer.add_scalar(tag, heads.mean(), step)
+        for layer, spectrum in enumerate(values["spectrum"], start=1):
+            tag = f"spectrum/layer_{layer}"
+            self._writer.add_histogram(tag, np.asarray(spectrum).ravel(), step)
+        self._writer.flush()
+
+    def write_pictures(self, step, values, images, maps, titles):
+        """Draws an evaluation.
+
+        Args:
+          step: updates made so far.
+          values: as to `History.append`.
+          images: `[n, S, S, channels]` uint8, a fixed handful.
+          maps: their attention maps, `[n, L, H, g, g]`.
+          titles: a line for each: true and predicted class.
+        """
+        pictures = {
+            f"indicators/{name}/heads": figures.heat_map(indicator, name)
+            for name, indicator in zip(INDICATORS, values["indicators"], strict=True)
+        }
+        pictures["spectrum/heads"] = figures.spectra(values["spectrum"])
+        for i, (image, one, title) in enumerate(
+            zip(images, maps, titles, strict=True), start=1
+        ):
+            picture = figures.attention_grid(image, one, title)
+            pictures[f"attention/image_{i}"] = picture
+        for tag, figure in pictures.items():
+            rgb = figures.to_rgb(figure)
+            self._writer.add_image(tag, rgb, step, dataformats="HWC")
         self._writer.flush()

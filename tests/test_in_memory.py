@@ -18,7 +18,7 @@ def create(num_devices=1, num_images=NUM_IMAGES, batch_size=BATCH_SIZE):
     labels = np.arange(num_images, dtype=np.int32)
     images = np.broadcast_to(labels[:, None, None, None], (num_images, 3, 3, 1))
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
-    examples = Examples(images.astype(np.uint8), labels)
+    examples = Examples(images.astype(np.uint8), labels, class_names=())
     return InMemory(examples, batch_size=batch_size, mesh=mesh)
 
 

@@ -291,6 +291,7 @@ def evaluation(config, batch_size, num_devices=1, num_images=23):
     examples = Examples(
         rng.integers(0, 256, size=(num_images, 6, 6, 2)).astype(np.uint8),
         rng.integers(0, 7, size=num_images).astype(np.int32),
+        class_names=(),
     )
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     data = InMemory(examples, batch_size=batch_size, mesh=mesh)

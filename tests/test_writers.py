@@ -6,6 +6,7 @@ import xarray as xr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from svda_jax import UserError
+from svda_jax.indicators import INDICATORS
 from svda_jax.runs import read_history
 from svda_jax.writers import SCALARS, VARIABLES, EventWriter, History
 
@@ -17,13 +18,15 @@ def make_values(rng):
     def make(number):
         values = {name: np.float32(number) for name in VARIABLES}
         values["spectrum"] = np.float32(rng.normal(size=(L, H, K)) + number)
+        values["indicators"] = np.float32(rng.uniform(size=(6, L, H)))
+        values["retained_rank"] = np.float32(rng.integers(1, K, size=(L, H)))
         return values
 
     return make
 
 
 def test_history_is_one_labelled_data_set(tmp_path, make_values):
-    history = History(tmp_path, last_step=0)
+    history = History(tmp_path, last_step=0, attrs={"device": "cpu"})
     rows = [make_values(0.5), make_values(np.nan)]
     for step, values in zip((45, 90), rows, strict=True):
         history.append(step, step / 30, values)
@@ -39,15 +42,15 @@ def test_history_is_one_labelled_data_set(tmp_path, make_values):
 
 
 def test_history_is_cut_at_the_restored_step(tmp_path, make_values):
-    history = History(tmp_path, last_step=0)
+    history = History(tmp_path, last_step=0, attrs={"device": "cpu"})
     for step in (1, 2, 3):
         history.append(step, step, make_values(step))
-    resumed = History(tmp_path, last_step=2)
+    resumed = History(tmp_path, last_step=2, attrs={})
     resumed.append(4, 4.0, make_values(4))
     data = read_history(tmp_path)
     np.testing.assert_array_equal(data["step"], [1, 2, 4])
     np.testing.assert_array_equal(data["train_loss"], [1, 2, 4])
-    again = History(tmp_path, last_step=0)
+    again = History(tmp_path, last_step=0, attrs={"device": "cpu"})
     again.append(1, 1.0, make_values(9))
     np.testing.assert_array_equal(read_history(tmp_path)["train_loss"], [9])
 
@@ -55,7 +58,9 @@ def test_history_is_cut_at_the_restored_step(tmp_path, make_values):
 def test_a_missing_and_a_damaged_history(tmp_path, make_values):
     with pytest.raises(UserError, match="no evaluation yet"):
         read_history(tmp_path)
-    History(tmp_path, last_step=0).append(1, 1.0, make_values(1))
+    History(tmp_path, last_step=0, attrs={"device": "cpu"}).append(
+        1, 1.0, make_values(1)
+    )
     path = tmp_path / "history.nc"
     whole = path.read_bytes()
     for damaged in (b"", b"hello", whole[:-50], whole[: len(whole) // 2]):
@@ -78,13 +83,21 @@ def test_events_hold_scalars_histograms_and_hyperparameters(
     with EventWriter(tmp_path, config, last_step=0) as writer:
         writer.write(45, values)
     events = read_events(tmp_path)
-    assert set(events.Tags()["scalars"]) == set(SCALARS)
+    tags = set(events.Tags()["scalars"])
+    assert tags > set(SCALARS)
+    assert len(tags) == len(SCALARS) + 6 * (1 + L)
     for tag in SCALARS:
         assert [(e.step, e.value) for e in events.Scalars(tag)] == [(45, 0.5)]
-    assert events.Tags()["histograms"] == ["spectrum/layer_0", "spectrum/layer_1"]
-    histogram = events.Histograms("spectrum/layer_1")[0].histogram_value
+    assert events.Tags()["histograms"] == ["spectrum/layer_1", "spectrum/layer_2"]
+    histogram = events.Histograms("spectrum/layer_2")[0].histogram_value
     assert histogram.num == H * K
     assert histogram.sum == pytest.approx(values["spectrum"][1].sum(), rel=1e-5)
+    for i, name in enumerate(INDICATORS):
+        indicator = values["indicators"][i]
+        mean = events.Scalars(f"indicators/{name}")[0].value
+        assert mean == pytest.approx(indicator.mean())
+        layer = events.Scalars(f"indicators/{name}/layer_2")[0].value
+        assert layer == pytest.approx(indicator[1].mean())
     plugin = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     assert b"model.attention" in plugin
     assert b"svda" in plugin
@@ -100,3 +113,20 @@ def test_events_behind_the_restored_step_are_dropped(
         writer.write(4, make_values(4))
     steps = [event.step for event in read_events(tmp_path).Scalars("eval/loss")]
     assert steps == [1, 2, 4]
+
+
+def test_pictures_and_the_number_of_tags(tmp_path, make_config, rng):
+    """Twelve layers of twelve heads stay under 150 tags."""
+    values = {name: np.float32(0.5) for name in VARIABLES}
+    values["spectrum"] = np.float32(rng.normal(size=(12, 12, 16)))
+    values["indicators"] = np.float32(rng.uniform(size=(6, 12, 12)))
+    images = rng.integers(0, 256, size=(4, 8, 8, 1)).astype(np.uint8)
+    maps = np.float32(rng.uniform(size=(4, 12, 12, 4, 4)))
+    with EventWriter(tmp_path, make_config(), last_step=0) as writer:
+        writer.write(45, values)
+        writer.write_pictures(45, values, images, maps, ["true: 1\npredicted: 7"] * 4)
+    tags = read_events(tmp_path).Tags()
+    names = [f"indicators/{name}/heads" for name in INDICATORS]
+    names += ["spectrum/heads", *(f"attention/image_{i}" for i in range(1, 5))]
+    assert sorted(tags["images"]) == sorted(names)
+    assert sum(len(tags[kind]) for kind in ("scalars", "images", "histograms")) < 150

@@ -29,10 +29,12 @@ class Examples(NamedTuple):
     Attributes:
       images: `[n, image_size, image_size, channels]` uint8.
       labels: `[n]` int32.
+      class_names: what each label stands for.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    class_names: tuple[str, ...]
 
 
 def load(config):
@@ -51,36 +53,47 @@ def load(config):
       UserError: the data set is unknown, or missing and cannot be had, has no such
         split, or its images and labels are not what the config says.
     """
-    builder = open_builder(config.name, config.data_dir or None)
+    builder = open_builder(config.name, config.data_dir)
     return (
-        _read(builder, config, "train_split"),
-        _read(builder, config, "eval_split"),
+        read_split(builder, config, "train_split"),
+        read_split(builder, config, "eval_split"),
     )
 
 
-def open_builder(name, data_dir=None):
-    """A TFDS builder whose data is on disk, in a format with random access.
+def open_builder(name, data_dir=""):
+    """A TFDS builder whose data is on disk; it is prepared first where it is not.
 
     Args:
       name: of the data set, as TFDS knows it or a key of `BUILDERS`.
-      data_dir: the folder that TFDS keeps data sets in; None is TFDS's default.
+      data_dir: the folder that TFDS keeps data sets in; "" is TFDS's default.
 
     Raises:
       UserError: the data set is unknown, or missing and cannot be had.
     """
+    builder = _create_builder(name, data_dir or None)
+    if not builder.is_prepared():
+        _obtain(builder)
+    return builder
+
+
+def find_builder(name, data_dir=""):
+    """As `open_builder`, but a data set that is not on disk is a `UserError`."""
+    builder = _create_builder(name, data_dir or None)
+    if not builder.is_prepared():
+        raise UserError(f"data set {name} is not in {builder.data_dir}")
+    return builder
+
+
+def _create_builder(name, data_dir):
     try:
         if name in BUILDERS:
-            builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
-        else:
-            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+            return BUILDERS[name](data_dir=data_dir, file_format="array_record")
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError:
         raise UserError(
             f"dataset.name={name} is neither a TFDS data set nor one of "
             f"{list(BUILDERS)}"
         ) from None
-    if not builder.is_prepared():
-        _obtain(builder)
-    return builder
 
 
 def _obtain(builder):
@@ -119,8 +132,17 @@ def _is_reachable(url):
     return True
 
 
-def _read(builder, config, key):
-    """One split of a prepared data set, decoded and checked against the config."""
+def read_split(builder, config, key):
+    """One split of a prepared data set as `Examples`.
+
+    Args:
+      builder: from `open_builder`.
+      config: the `dataset` section of a config.
+      key: "train_split" or "eval_split".
+
+    Raises:
+      UserError: there is no such split, or it is not what the config says.
+    """
     split = config[key]
     try:
         source = builder.as_data_source(split=split)
@@ -154,4 +176,4 @@ def _read(builder, config, key):
             f"{builder.name} has label {labels.max()}; dataset.num_classes="
             f"{config.num_classes} must be larger"
         )
-    return Examples(images, labels)
+    return Examples(images, labels, tuple(builder.info.features["label"].names))

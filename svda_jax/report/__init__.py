@@ -1,0 +1,203 @@
+"""A run as one HTML page that needs no network: pictures inside, nothing executed.
+
+`python -m svda_jax.report --workdir RUN` writes it; every number and picture in it is
+read off the run's history or computed by its model here.
+"""
+
+import base64
+import dataclasses
+import functools
+import pathlib
+
+import jax
+import jinja2
+import numpy as np
+from flax import nnx
+from markupsafe import Markup
+
+from svda_jax import UserError, datasets, figures, runs
+from svda_jax.config import flatten
+from svda_jax.indicators import INDICATORS
+from svda_jax.maps import look
+
+NUM_PICTURED = 4  # images that attention is shown over
+NUM_WORST = 12
+_BATCH = 256
+
+# What a value of each indicator means, for someone who has not met it.
+MEANINGS = {
+    "spectral_entropy": "How evenly importance is spread over a head's K directions: "
+    "ln K when all count alike, 0 when one does all (Roy & Vetterli 2007).",
+    "effective_rank": "The exponential of the entropy: how many directions the head "
+    "in effect uses, 1 to K (Roy & Vetterli 2007).",
+    "spectral_sparsity": "0 when all directions count alike, 1 when one does all "
+    "(Hoyer 2004).",
+    "angular_alignment": "Mean |cosine| of queries with keys: 1 when all lie on one "
+    "line, about sqrt(2 / (pi K)) for unrelated directions.",
+    "selectivity_index": "How far each token prefers its favourite key: 0 for uniform "
+    "attention, 1 when it attends to one key alone (after Morcos et al. 2018).",
+    "perturbation_robustness": "Share of the attention that stays where it is when "
+    "queries and keys gain noise (1 minus the total variation distance).",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What a model says of the evaluation split."""
+
+    attention: list
+    rollout: str
+    worst: str
+    num_wrong: int
+    num_images: int
+
+
+def write_report(workdir, *, compare=None, out=None):
+    """Writes the report of a run, finished or not.
+
+    Args:
+      workdir: of the run.
+      compare: workdir of a run to put beside it, or None.
+      out: path of the page; None is report.html in workdir.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: a workdir holds no run, or one without an evaluation, or a damaged
+        history; or the page cannot be written.
+    """
+    workdirs = [pathlib.Path(path) for path in (workdir, compare) if path is not None]
+    described = [_describe(path) for path in workdirs]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("svda_jax.report", "."), autoescape=True
+    )
+    histories = {run["name"]: run["history"] for run in described}
+    page = environment.get_template("template.html").render(
+        runs=described,
+        curves=_picture(figures.curves(histories), "loss and accuracy over epochs"),
+        indicators=INDICATORS,
+        labels=figures.LABELS,
+        meanings=MEANINGS,
+        differing=_differing(described),
+    )
+    out = pathlib.Path(out or workdirs[0] / "report.html")
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from None
+    return out
+
+
+def _describe(workdir):
+    """All that the page shows of one run."""
+    config = runs.load_config(workdir)
+    if config is None:
+        raise UserError(f"{workdir} holds no run (no config.json)")
+    history = runs.read_history(workdir)
+    last = history.isel(step=-1)
+    values = last["indicators"].values  # [6, L, H]
+    return {
+        "name": workdir.resolve().name,
+        "config": config,
+        "options": flatten(config),
+        "history": history,
+        "last": {
+            name: float(last[name]) for name in last.data_vars if not last[name].dims
+        },
+        "epoch": float(last["epoch"]),
+        "table": {
+            name: (one.mean(), one.std(), one.min(), one.max())
+            for name, one in zip(INDICATORS, values, strict=True)
+        },
+        "retained": (
+            float(last["retained_rank"].mean()),
+            last.sizes["direction"],
+        ),
+        "by_epoch": _picture(
+            figures.indicators_by_epoch(history), "six indicators by epoch"
+        ),
+        "by_layer": _picture(
+            figures.indicators_by_layer(history), "six indicators by layer"
+        ),
+        "heat_maps": _picture(figures.heat_maps(values), "indicators, layer by head"),
+        "spectra": _picture(figures.spectra(last["spectrum"].values), "spectra"),
+        "images": _look_at_images(workdir, config),
+    }
+
+
+def _look_at_images(workdir, config):
+    """Attention and mistakes on the evaluation split, or why there are none."""
+    try:
+        run = runs.load(workdir)
+        builder = datasets.find_builder(config.dataset.name, config.dataset.data_dir)
+        examples = datasets.read_split(builder, config.dataset, "eval_split")
+    except UserError as error:
+        return str(error)
+    names, images = examples.class_names, examples.images
+    graphdef, params = nnx.split(run.model, nnx.Param)
+    probabilities = _predict(graphdef, params, images)
+    predicted = probabilities.argmax(-1)
+
+    def title(i):
+        share = probabilities[i, predicted[i]]
+        return f"true: {names[examples.labels[i]]}\n{names[predicted[i]]} ({share:.0%})"
+
+    shown = range(min(NUM_PICTURED, len(images)))
+    _, maps, rollout = jax.device_get(
+        jax.jit(functools.partial(look, graphdef=graphdef))(
+            params, images[: len(shown)]
+        )
+    )
+    titles = [title(i) for i in shown]
+    # Worst first: the least probability given to the true class.
+    given = probabilities[np.arange(len(images)), examples.labels]
+    worst = np.argsort(given, kind="stable")[:NUM_WORST]
+    return _Images(
+        attention=[
+            _picture(figures.attention_grid(images[i], maps[i], titles[i]), titles[i])
+            for i in shown
+        ],
+        rollout=_picture(
+            figures.rollouts(images[: len(shown)], rollout, titles), "attention rollout"
+        ),
+        worst=_picture(
+            figures.gallery(images[worst], [title(i) for i in worst]),
+            "worst-classified images",
+        ),
+        num_wrong=int(np.sum(predicted != examples.labels)),
+        num_images=len(images),
+    )
+
+
+def _predict(graphdef, params, images):
+    """Class probabilities `[n, C]` of images `[n, ...]`, batch by batch."""
+
+    @jax.jit
+    def predict(params, images):
+        return jax.nn.softmax(nnx.merge(graphdef, params)(images)[0])
+
+    batches = []
+    for start in range(0, len(images), _BATCH):
+        batch = images[start : start + _BATCH]
+        padded = np.concatenate([batch, batch[:1].repeat(_BATCH - len(batch), 0)])
+        batches.append(np.asarray(predict(params, padded))[: len(batch)])
+    return np.concatenate(batches)
+
+
+def _differing(described):
+    """The options in which the runs differ, by key."""
+    first, *others = (run["options"] for run in described)
+    return {
+        key: [run["options"].get(key) for run in described]
+        for key in first
+        if any(other.get(key) != first[key] for other in others)
+    }
+
+
+def _picture(figure, description):
+    """A figure as an img element with the picture inside."""
+    data = base64.b64encode(figures.to_png(figure, dpi=110)).decode()
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
+        description, Markup(data)
+    )

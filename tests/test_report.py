@@ -1,0 +1,156 @@
+"""The report: what it shows, what it refuses, and how a browser takes it."""
+
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from svda_jax import UserError, runs
+from svda_jax.report import write_report
+from svda_jax.report.__main__ import main
+from svda_jax.train import train_and_evaluate
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+
+
+@pytest.fixture(scope="module")
+def keep():
+    """What one test made, for the next."""
+    return {}
+
+
+@pytest.fixture
+def workdirs(keep, make_config, tmp_path_factory):
+    """A run of each attention, trained once for this module."""
+    for attention in ("svda", "softmax"):
+        if attention not in keep:
+            workdir = tmp_path_factory.mktemp("runs") / f"<b>{attention} & $x$"
+            config = make_config(model__attention=attention, num_epochs=1)
+            train_and_evaluate(config, workdir)
+            keep[attention] = workdir
+    return keep
+
+
+def test_report_says_what_the_history_says(workdirs, capsys):
+    main(["--workdir", str(workdirs["svda"])])
+    path = workdirs["svda"] / "report.html"
+    assert str(path) in capsys.readouterr().out
+    page = path.read_text()
+    last = runs.read_history(workdirs["svda"]).isel(step=-1)
+    assert f"{100 * float(last['eval_accuracy']):.2f} %" in page
+    for name in last["indicator"].values:
+        values = last["indicators"].sel(indicator=name)
+        assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
+    assert "of 77 images are classified wrongly" in page
+    # curves, by epoch, by layer, heat maps, spectra, 4 attentions, rollout, worst
+    assert page.count("data:image/png;base64,") == 11
+
+
+def test_two_runs_stand_side_by_side(workdirs, tmp_path):
+    out = tmp_path / "both.html"
+    path = write_report(workdirs["svda"], compare=workdirs["softmax"], out=out)
+    page = path.read_text()
+    assert page.count("data:image/png;base64,") == 1 + 2 * 10
+    assert "differ in <code>model.attention</code> (svda and softmax)" in page
+
+
+def test_names_are_escaped(workdirs):
+    page = write_report(workdirs["svda"]).read_text()
+    assert "<b>" not in page
+    assert "&lt;b&gt;svda &amp; $x$" in page
+
+
+def test_run_without_checkpoint_or_data_has_a_report_without_pictures(
+    workdirs, tmp_path
+):
+    shutil.copytree(workdirs["svda"], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    page = write_report(tmp_path / "run").read_text()
+    assert "No pictures" in page
+    assert "has no checkpoint yet" in page
+    shutil.rmtree(tmp_path / "run")
+    shutil.copytree(workdirs["svda"], tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["dataset"]["data_dir"] = str(tmp_path / "nowhere")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert "is not in" in write_report(tmp_path / "run").read_text()
+
+
+def damage(workdir):
+    path = workdir / "history.nc"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "holds no run"),
+        (lambda path: (path / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda path: (path / "history.nc").unlink(), "has no evaluation yet"),
+        (damage, "history.nc is damaged"),
+    ],
+)
+def test_bad_workdir_ends_in_one_line(workdirs, tmp_path, change, message):
+    workdir = tmp_path / "run"
+    shutil.copytree(workdirs["svda"], workdir)
+    change(workdir)
+    with pytest.raises(SystemExit, match=message) as exit_:
+        main(["--workdir", str(workdir)])
+    assert "\n" not in str(exit_.value)
+
+
+def test_page_that_cannot_be_written(workdirs, tmp_path):
+    with pytest.raises(UserError, match="cannot write"):
+        write_report(workdirs["svda"], out=tmp_path / "no" / "page.html")
+
+
+@pytest.mark.skipif(
+    not pathlib.Path(CHROMIUM).exists() or not pathlib.Path(DRIVER).exists(),
+    reason="needs Debian's chromium and chromium-driver",
+)
+def test_page_in_a_browser(workdirs, tmp_path):
+    from selenium import webdriver
+
+    page = write_report(
+        workdirs["svda"], compare=workdirs["softmax"], out=tmp_path / "page.html"
+    )
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    try:
+        driver.get(page.as_uri())
+        assert driver.get_log("browser") == []
+        messages = [
+            json.loads(entry["message"])["message"]
+            for entry in driver.get_log("performance")
+        ]
+        requested = {
+            message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] == "Network.requestWillBeSent"
+        }
+        assert page.as_uri() in requested
+        assert not [url for url in requested if url.startswith(("http", "ws", "ftp"))]
+        widths = driver.execute_script(
+            "return [...document.images].map(image => image.naturalWidth)"
+        )
+        assert len(widths) == 21
+        assert min(widths) > 100
+    finally:
+        driver.quit()
