@@ -80,4 +80,6 @@ def get_config():
     augment.crop_padding = 0
     # Whether images are mirrored left to right, half of the time.
     augment.flip = False
+    # Alpha of mixup, which blends neighbours of a batch and their labels; 0 is off.
+    augment.mixup = 0.0
     return config

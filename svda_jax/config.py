@@ -31,6 +31,7 @@ _RULES = {
             "spectrum_lr_scale",
             "orthonormality_weight",
             "augment.crop_padding",
+            "augment.mixup",
             "indicators.noise_scale",
         ),
     ),
@@ -61,6 +62,11 @@ def validate(config, *, num_devices):
         raise UserError(
             f"batch_size={config.batch_size} must be a multiple of {num_devices} "
             f"devices times accumulate_steps={config.accumulate_steps}"
+        )
+    if config.augment.mixup and (config.batch_size // parts) % 2:
+        raise UserError(
+            f"augment.mixup={config.augment.mixup} pairs images: batch_size="
+            f"{config.batch_size} must be a multiple of 2 x {parts}"
         )
     model = vit_config(config)
     if config.augment.crop_padding >= model.image_size:

@@ -61,23 +61,18 @@ def create_train_state(config, optimizer, key):
     )
 
 
-def cross_entropy(logits, labels, *, label_smoothing=0.0):
-    """Cross-entropy against smoothed labels, image by image.
-
-        -sum_c y_c log softmax(logits)_c,  y = (1 - a) onehot(label) + a / C
+def smooth_labels(labels, num_classes, label_smoothing):
+    """Targets of labels: (1 - a) onehot(label) + a / C.
 
     Args:
-      logits: `[B, C]` float32.
       labels: `[B]` int32.
+      num_classes: C.
       label_smoothing: a, in [0, 1).
 
     Returns:
-      `[B]` float32, nats.
+      `[B, C]` float32, rows that sum to 1.
     """
-    onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    return optax.softmax_cross_entropy(
-        logits, optax.smooth_labels(onehot, label_smoothing)
-    )
+    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), label_smoothing)
 
 
 def train_step(
@@ -106,8 +101,8 @@ def train_step(
       key: the run's PRNG key.
       graphdef: from `create_graphdef`.
       optimizer: from `optimizer.create_optimizer`.
-      augment: (`[B, ...]` uint8, `[B]` keys) -> `[B, ...]`.
-      label_smoothing: see `cross_entropy`.
+      augment: (images uint8, targets `[B, C]`, `[B]` keys) -> (images, targets).
+      label_smoothing: see `smooth_labels`.
       orthonormality_weight: weight of the soft-orthonormality penalty.
       accumulate_steps: parts the batch is worked through in, to save memory.
 
@@ -125,8 +120,10 @@ def train_step(
     def loss_fn(params, images, labels, keys):
         augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T  # [B], [B]
         model = nnx.merge(graphdef, params)
-        logits, _ = model(augment(images, augment_keys), dropout_keys=dropout_keys)
-        losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        targets = smooth_labels(labels, model.config.num_classes, label_smoothing)
+        images, targets = augment(images, targets, augment_keys)
+        logits, _ = model(images, dropout_keys=dropout_keys)
+        losses = optax.softmax_cross_entropy(logits, targets)
         loss = jnp.mean(losses)
         if orthonormality_weight:
             loss += orthonormality_weight * model.orthonormality_penalty()
@@ -188,7 +185,7 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
         [jnp.stack([layer[name] for layer in layers], 1) for name in ATTENTIONAL], 1
     )  # [B, I, L, H]
     metrics = EvalMetrics.single_from_model_output(
-        loss=cross_entropy(logits, batch["label"]),
+        loss=optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
         logits=logits,
         labels=batch["label"],
         mask=batch["mask"],

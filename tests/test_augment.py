@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from svda_jax.datasets.augment import create_augment, random_crop, random_flip
+from svda_jax.datasets.augment import (
+    create_augment,
+    mixup,
+    random_crop,
+    random_flip,
+)
 
 S, C, NUM_KEYS = 5, 3, 400
 
@@ -44,19 +49,54 @@ def test_flips_are_mirror_images_half_of_the_time(image, keys):
     assert mirrored.mean() == pytest.approx(0.5, abs=0.1)  # 4 standard errors
 
 
+def make_augment(**options):
+    return create_augment(
+        ConfigDict({"crop_padding": 0, "flip": False, "mixup": 0.0, **options})
+    )
+
+
 @pytest.mark.parametrize(
     ("crop_padding", "flip"), [(0, False), (1, False), (0, True), (1, True)]
 )
 def test_config_turns_each_on(image, keys, crop_padding, flip):
-    augment = create_augment(ConfigDict({"crop_padding": crop_padding, "flip": flip}))
-    images = np.asarray(augment(np.stack([image] * NUM_KEYS), keys))
-    distinct = len(np.unique(images.reshape(NUM_KEYS, -1), axis=0))
+    augment = make_augment(crop_padding=crop_padding, flip=flip)
+    images, targets = augment(np.stack([image] * NUM_KEYS), "targets", keys)
+    assert targets == "targets"
+    images = np.asarray(images).reshape(NUM_KEYS, -1)
+    distinct = len(np.unique(images, axis=0))
     assert distinct == (1 + 2 * crop_padding) ** 2 * (1 + flip)
 
 
 def test_an_images_fate_is_its_keys_alone(image, keys):
-    augment = create_augment(ConfigDict({"crop_padding": 1, "flip": True}))
+    augment = make_augment(crop_padding=1, flip=True)
     images = np.stack([image] * NUM_KEYS)
     np.testing.assert_array_equal(
-        augment(images[:7], keys[3:10]), augment(images, keys)[3:10]
+        augment(images[:7], None, keys[3:10])[0], augment(images, None, keys)[0][3:10]
     )
+
+
+def test_mixup_blends_pairs_and_their_targets_alike(rng, keys):
+    images = rng.integers(0, 256, size=(NUM_KEYS, S, S, C)).astype(np.uint8)
+    targets = np.float32(np.eye(NUM_KEYS))
+    mixed, shares = (np.asarray(x) for x in mixup(images, targets, keys, 0.7))
+    pairs = np.arange(NUM_KEYS).reshape(-1, 2)
+    for i, j in [*pairs, *pairs[:, ::-1]]:
+        weight = shares[i, i]
+        assert 0.5 <= weight <= 1
+        assert shares[i, j] == pytest.approx(1 - weight, abs=1e-6)
+        expected = weight * images[i] + (1 - weight) * images[j].astype(float)
+        np.testing.assert_allclose(mixed[i], expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shares.sum(-1), 1, atol=1e-6)
+    # E max(u, 1 - u) of u ~ Beta(0.7, 0.7), by NumPy; 200 draws of deviation 0.15.
+    u = rng.beta(0.7, 0.7, size=100_000)
+    expected = np.maximum(u, 1 - u).mean()
+    assert np.diag(shares).mean() == pytest.approx(expected, abs=0.04)
+
+
+def test_mixup_does_not_see_how_the_batch_is_split(rng, keys):
+    images = rng.integers(0, 256, size=(8, S, S, C)).astype(np.uint8)
+    targets = np.float32(np.eye(8))
+    whole = make_augment(mixup=0.5, crop_padding=1)(images, targets, keys[:8])
+    part = make_augment(mixup=0.5, crop_padding=1)(images[2:6], targets[2:6], keys[2:6])
+    for a, b in zip(whole, part, strict=True):
+        np.testing.assert_allclose(a[2:6], b, rtol=0, atol=1e-4)

@@ -42,6 +42,11 @@ def test_every_config_is_valid(path):
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be at least 0 and less"),
         ({"warmup_fraction": 1.0}, "warmup_fraction=1.0 must be at least 0 and less"),
         ({"eval_every_epochs": 0}, "eval_every_epochs=0 must be positive"),
+        ({"augment__mixup": -1.0}, "augment.mixup=-1.0 must not be negative"),
+        (
+            {"augment__mixup": 0.5, "batch_size": 8},
+            "pairs images: batch_size=8 must be",
+        ),
         ({"augment__crop_padding": -1}, "augment.crop_padding=-1 must not be negative"),
         (
             {"augment__crop_padding": 8},

@@ -115,11 +115,12 @@ def test_nonfinite_loss_stops_and_names_the_last_good_checkpoint(
 
         augment = real(config)
 
-        def poisoned(images, keys):
+        def poisoned(images, targets, keys):
             # One image in 2000, by its key, turns into not-a-number.
             bad = jax.vmap(lambda key: jax.random.bernoulli(key, 1 / 2000))(keys)
-            images = augment(images, keys).astype(jnp.float32)
-            return jnp.where(bad[:, None, None, None], jnp.nan, images)
+            images, targets = augment(images, targets, keys)
+            images = images.astype(jnp.float32)
+            return jnp.where(bad[:, None, None, None], jnp.nan, images), targets
 
         return poisoned
 

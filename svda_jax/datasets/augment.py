@@ -11,11 +11,12 @@ def create_augment(config):
     """The augmentation that the `augment` section of a config describes.
 
     Returns:
-      A function (`[B, S, S, C]`, `[B]` PRNG keys) -> `[B, S, S, C]`, same dtype. What
-      happens to an image depends on its own key alone.
+      A function (images `[B, S, S, C]` uint8, targets `[B, classes]`, `[B]` PRNG keys)
+      -> (images of 0 to 255, targets). What happens to an image depends on its own key
+      and, under mixup, on its partner and the key of the first of them.
     """
 
-    def augment(image, key):
+    def change(image, key):
         crop_key, flip_key = jax.random.split(key)
         if config.crop_padding:
             image = random_crop(image, crop_key, config.crop_padding)
@@ -23,7 +24,14 @@ def create_augment(config):
             image = random_flip(image, flip_key)
         return image
 
-    return jax.vmap(augment)
+    def augment(images, targets, keys):
+        change_keys, mix_keys = jax.vmap(jax.random.split)(keys).T  # [B], [B]
+        images = jax.vmap(change)(images, change_keys)
+        if config.mixup:
+            images, targets = mixup(images, targets, mix_keys, config.mixup)
+        return images, targets
+
+    return augment
 
 
 def random_crop(image, key, padding):
@@ -39,3 +47,35 @@ def random_crop(image, key, padding):
 def random_flip(image, key):
     """Mirrors an image `[S, S, C]` left to right, half of the time."""
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+
+
+def mixup(images, targets, keys, alpha):
+    """Blends each image, and its target, with its neighbour's.
+
+        x_i <- w x_i + (1 - w) x_j,  y_i <- w y_i + (1 - w) y_j,
+        w = max(u, 1 - u), u ~ Beta(alpha, alpha), for the pairs (i, j) = (0, 1), (2, 3)
+
+    Partners stand next to each other, so that they stay together however the batch is
+    split over devices.
+
+    Args:
+      images: `[B, S, S, C]`, B even.
+      targets: `[B, classes]`.
+      keys: `[B]` PRNG keys; the first of each pair is used.
+      alpha: of the Beta distribution, positive: towards 0 pairs are hardly blended.
+
+    Returns:
+      images float32 and targets, of the same shapes.
+
+    Source: Zhang et al. 2018. Differs: an image keeps the larger weight in its own
+    blend, which only says which of a pair's two blends is whose.
+    """
+    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys[::2])
+    weight = jnp.repeat(jnp.maximum(share, 1 - share), 2)  # [B]
+
+    def blend(x):
+        partner = x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+        own = weight.reshape(-1, *[1] * (x.ndim - 1))
+        return own * x + (1 - own) * partner
+
+    return blend(images.astype(jnp.float32)), blend(targets)

@@ -1,0 +1,1 @@
+"""What reproduces the paper's comparison, and what was measured."""
