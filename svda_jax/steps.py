@@ -61,7 +61,7 @@ def create_train_state(config, optimizer, key):
     )
 
 
-def smooth_labels(labels, num_classes, label_smoothing):
+def smooth_labels(labels, num_classes, *, label_smoothing):
     """Targets of labels: (1 - a) onehot(label) + a / C.
 
     Args:
@@ -120,7 +120,9 @@ def train_step(
     def loss_fn(params, images, labels, keys):
         augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T  # [B], [B]
         model = nnx.merge(graphdef, params)
-        targets = smooth_labels(labels, model.config.num_classes, label_smoothing)
+        targets = smooth_labels(
+            labels, model.config.num_classes, label_smoothing=label_smoothing
+        )
         images, targets = augment(images, targets, augment_keys)
         logits, _ = model(images, dropout_keys=dropout_keys)
         losses = optax.softmax_cross_entropy(logits, targets)

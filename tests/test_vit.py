@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from svda_jax import UserError
-from svda_jax.models.vit import PatchEmbed, ViT, dropout
+from svda_jax.models.vit import Dropout, PatchEmbed, ViT
 
 B = 5
 
@@ -103,17 +103,24 @@ def test_bfloat16_is_near_float32(make_model_config, images, randomize):
 
 def test_dropout_keeps_the_mean_and_drops_the_rate():
     keys = jax.random.split(jax.random.key(0), 100)
-    x = dropout(jnp.ones((100, 400)), 0.25, keys, shape=(400,))
+    x = Dropout(keys, 401)(jnp.ones((100, 401)), 0.25, (401,))
     np.testing.assert_allclose(np.unique(x), [0, 1 / 0.75])
-    # 40,000 draws: the standard error of the rate is 0.002.
+    # 40,100 draws: the standard error of the rate is 0.002.
     assert np.mean(x == 0) == pytest.approx(0.25, abs=0.01)
 
 
 def test_drop_path_drops_whole_images():
     keys = jax.random.split(jax.random.key(0), 1000)
-    x = dropout(jnp.ones((1000, 3, 2)), 0.5, keys, shape=(1, 1))
+    x = Dropout(keys, 1)(jnp.ones((1000, 3, 2)), 0.5, (1, 1))
     assert set(np.asarray(x).reshape(1000, 6).sum(-1)) == {0.0, 12.0}
     assert np.mean(x == 0) == pytest.approx(0.5, abs=0.06)
+
+
+def test_every_place_drops_differently():
+    drop = Dropout(jax.random.split(jax.random.key(0), 7), 4000)
+    first, second = (drop(jnp.ones((7, 2000)), 0.5, (2000,)) for _ in range(2))
+    # Agreement of independent halves: 14,000 draws, standard error 0.004.
+    assert np.mean(first == second) == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize("rates", [{"dropout": 0.5}, {"drop_path": 0.5}])
