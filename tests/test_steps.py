@@ -56,11 +56,11 @@ def compile_step(config, *, optimizer=ADAMW, num_devices=1, augment=None, **opti
 
 @functools.cache
 def compile_evaluate(config, num_devices=1):
-    return parallel.pmap(
-        functools.partial(steps.eval_step, graphdef=steps.create_graphdef(config)),
-        parallel.create_mesh(jax.devices()[:num_devices]),
-        split_argnums=(1,),
+    evaluate = functools.partial(
+        steps.eval_step, graphdef=steps.create_graphdef(config), noise_scale=0.1
     )
+    mesh = parallel.create_mesh(jax.devices()[:num_devices])
+    return parallel.pmap(evaluate, mesh, split_argnums=(1,))
 
 
 def run(config, batch, num_steps=5, **options):
@@ -92,9 +92,9 @@ def test_loss_equals_reference(make_model_config, batch, randomize):
     """The loss that a step reports, with label smoothing."""
     config = make_model_config()
     create, step = compile_step(config, label_smoothing=0.3)
-    state = create()
-    params = randomize(jax.device_get(state.params))
-    state, _ = step(dataclasses.replace(state, params=params), batch, jax.random.key(1))
+    params = jax.device_get(randomize(initial_params(config)))
+    state = dataclasses.replace(create(), params=params)
+    state, _ = step(state, batch, jax.random.key(1))
     model = nnx.merge(steps.create_graphdef(config), params)
     logits = np.asarray(model(batch["image"])[0])
     expected = reference.cross_entropy(logits, batch["label"], 0.3).mean()
@@ -111,7 +111,7 @@ def test_learns_a_batch_by_heart(make_model_config, batch, attention):
     config = make_model_config(attention=attention)
     params, _ = run(config, batch, num_steps=150)
     masked = {**batch, "mask": np.ones(B, bool)}
-    metrics = compile_evaluate(config)(params, masked).compute()
+    metrics = compile_evaluate(config)(params, masked, jax.random.key(0)).compute()
     assert metrics["accuracy"] == 1
     assert metrics["loss"] < 0.2  # label smoothing keeps it from 0
 
@@ -198,7 +198,7 @@ def test_evaluation_counts_masked_images_only(
     graphdef = steps.create_graphdef(config)
     params = randomize(initial_params(config))
     masked = {**batch, "mask": np.arange(B) < 11}
-    metrics = compile_evaluate(config, num_devices)(params, masked)
+    metrics = compile_evaluate(config, num_devices)(params, masked, jax.random.key(0))
     logits = np.asarray(nnx.merge(graphdef, params)(batch["image"][:11])[0])
     labels = batch["label"][:11]
     assert metrics.accuracy.count == 11
