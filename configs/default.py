@@ -76,6 +76,9 @@ def get_config():
     indicators.noise_scale = 0.1
 
     config.augment = augment = config_dict.ConfigDict()
+    # Probability of a small random affine map: turned up to 10 degrees, slanted up to
+    # 0.2, zoomed by up to 10 %.
+    augment.affine = 0.0
     # Pixels an image is shifted by at most, each way; 0 is off.
     augment.crop_padding = 0
     # Whether images are mirrored left to right, half of the time.

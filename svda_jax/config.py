@@ -35,6 +35,10 @@ _RULES = {
             "indicators.noise_scale",
         ),
     ),
+    "must be from 0 to 1": (
+        lambda value: 0 <= value <= 1,
+        ("augment.affine",),
+    ),
     "must be at least 0 and less than 1": (
         lambda value: 0 <= value < 1,
         ("label_smoothing", "warmup_fraction"),

@@ -42,6 +42,7 @@ def test_every_config_is_valid(path):
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be at least 0 and less"),
         ({"warmup_fraction": 1.0}, "warmup_fraction=1.0 must be at least 0 and less"),
         ({"eval_every_epochs": 0}, "eval_every_epochs=0 must be positive"),
+        ({"augment__affine": 1.5}, "augment.affine=1.5 must be from 0 to 1"),
         ({"augment__mixup": -1.0}, "augment.mixup=-1.0 must not be negative"),
         (
             {"augment__mixup": 0.5, "batch_size": 8},

@@ -3,6 +3,7 @@
 Axes: B images, S side, C channels.
 """
 
+import dm_pix
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +18,9 @@ def create_augment(config):
     """
 
     def change(image, key):
-        crop_key, flip_key = jax.random.split(key)
+        affine_key, crop_key, flip_key = jax.random.split(key, 3)
+        if config.affine:
+            image = random_affine(image, affine_key, config.affine)
         if config.crop_padding:
             image = random_crop(image, crop_key, config.crop_padding)
         if config.flip:
@@ -32,6 +35,43 @@ def create_augment(config):
         return images, targets
 
     return augment
+
+
+# What `random_affine` does at most, each way.
+MAX_DEGREES = 10.0
+MAX_SHEAR = 0.2
+MAX_ZOOM = 0.1
+
+
+def random_affine(image, key, probability):
+    """Turns, slants and zooms an image `[S, S, C]` a little, about its centre.
+
+    Angle, horizontal shear and the two zooms are uniform up to `MAX_DEGREES`,
+    `MAX_SHEAR` and 1 +- `MAX_ZOOM`. Pixels are interpolated, those from outside are 0.
+
+    Args:
+      image: of any dtype.
+      key: PRNG key.
+      probability: with which it happens; otherwise the image stays as it is.
+
+    Returns:
+      `[S, S, C]` float32.
+    """
+    keep_key, map_key = jax.random.split(key)
+    turn, slant, *zooms = jax.random.uniform(map_key, (4,), minval=-1, maxval=1)
+    angle = jnp.deg2rad(MAX_DEGREES) * turn
+    rotation = jnp.array(
+        [[jnp.cos(angle), jnp.sin(angle)], [-jnp.sin(angle), jnp.cos(angle)]]
+    )
+    shear = jnp.array([[1.0, 0.0], [MAX_SHEAR * slant, 1.0]])
+    matrix = rotation @ shear @ jnp.diag(1 + MAX_ZOOM * jnp.stack(zooms))
+    matrix = jnp.eye(3).at[:2, :2].set(matrix)  # rows, columns, channels
+    centre = (jnp.array(image.shape) - 1.0) / 2
+    image = image.astype(jnp.float32)
+    mapped = dm_pix.affine_transform(
+        image, matrix, offset=centre - matrix @ centre, order=1, mode="constant"
+    )
+    return jnp.where(jax.random.bernoulli(keep_key, probability), mapped, image)
 
 
 def random_crop(image, key, padding):
