@@ -107,16 +107,15 @@ def _head(workdirs, histories, command):
     return [
         f"# {name}",
         "",
-        f"Commit {commit or 'unknown'}; {where}; {versions}.",
+        f"Written at commit {commit or 'unknown'}; {where}; {versions}.",
         "",
         f"    {command}",
         "",
         "Mean and standard deviation over seeds, of the last evaluation of each run; "
         "the difference is paired by seed, with its 95 % confidence interval "
-        "(Student's t). Indicators are means over layers and heads. Seconds an epoch "
-        "are of a machine that did other work too. `report.html` shows the runs of "
-        "seed 0 side by side, the pictures the mean over seeds; the `.nc` files are "
-        "the histories.",
+        "(Student's t). Indicators are means over layers and heads. `report.html` "
+        "shows the runs of seed 0 side by side, the pictures the mean over seeds; the "
+        "`.nc` files are the histories.",
         "",
         "Softmax attention, its spectrum that of W_q W_k^T:",
         "",
@@ -133,7 +132,6 @@ def _table(workdirs, histories):
     rows = {
         "accuracy (%)": lambda h: 100 * h["eval_accuracy"][-1],
         "cross-entropy (nats)": lambda h: h["eval_loss"][-1],
-        "seconds an epoch": lambda h: h["epoch_seconds"].median(),
         **{
             f"{figures.LABELS[name][0]}": lambda h, name=name: (
                 h["indicators"].sel(indicator=name)[-1].mean()
