@@ -1,0 +1,112 @@
+"""Evaluation of a whole split: exact, whatever the batches and devices."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from svda_jax import indicators as I
+from svda_jax import parallel, steps
+from svda_jax.datasets import Examples
+from svda_jax.datasets.in_memory import InMemory
+from svda_jax.models.vit import ViT
+from svda_jax.train import create_evaluate
+
+
+def assert_close(actual, expected):
+    # Float32 sums over 23 images in another order, of values up to K = 5.
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@functools.cache
+def evaluation(config, batch_size, num_devices=1, num_images=23):
+    """What an evaluation over random images measures, and those images."""
+    rng = np.random.default_rng(0)
+    examples = Examples(
+        rng.integers(0, 256, size=(num_images, 6, 6, 2)).astype(np.uint8),
+        rng.integers(0, 7, size=num_images).astype(np.int32),
+        class_names=(),
+    )
+    mesh = parallel.create_mesh(jax.devices()[:num_devices])
+    data = InMemory(examples, batch_size=batch_size, mesh=mesh)
+    evaluate = create_evaluate(
+        data,
+        steps.create_graphdef(config),
+        mesh,
+        key=jax.device_put(jax.random.key(5), parallel.replicated(mesh)),
+        noise_scale=0.1,
+    )
+    return evaluate, examples
+
+
+@pytest.fixture
+def make_params(randomize):
+    def make(config):
+        model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
+        return randomize(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+    return make
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_evaluation_is_the_mean_over_single_images(
+    make_model_config, make_params, attention
+):
+    config = make_model_config(attention=attention)
+    params = make_params(config)
+    evaluate, examples = evaluation(config, 8)
+    measured = evaluate(params)
+    assert measured["indicators"].shape == (6, 2, 3)
+    model = nnx.merge(steps.create_graphdef(config), params)
+    one = jax.jit(
+        lambda image: [
+            I.compute_indicators(
+                trace, jax.random.fold_in(jax.random.key(5), layer), 0.1
+            )
+            for layer, trace in enumerate(model(image[None])[1])
+        ]
+    )
+    rows = [one(image) for image in examples.images]
+    for i, name in enumerate(I.INDICATORS):
+        for layer in range(2):
+            values = np.stack([np.ravel(row[layer][name]) for row in rows])
+            assert_close(measured["indicators"][i, layer], values.mean(0))
+    again = evaluate(params)
+    for name, value in measured.items():
+        np.testing.assert_array_equal(value, again[name])
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(23, 1), (4, 1), (8, 4)])
+def test_batches_and_devices_do_not_matter(
+    make_model_config, make_params, batch_size, num_devices
+):
+    config = make_model_config()
+    params = make_params(config)
+    expected = evaluation(config, 8)[0](params)
+    measured = evaluation(config, batch_size, num_devices)[0](params)
+    for name, value in expected.items():
+        assert_close(measured[name], value)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_logits_are_the_same_with_and_without(
+    make_model_config, make_params, attention
+):
+    config = make_model_config(attention=attention)
+    graphdef, params = steps.create_graphdef(config), make_params(config)
+    images = evaluation(config, 8)[1].images
+
+    @jax.jit
+    def alone(params, images):
+        return nnx.merge(graphdef, params)(images)[0]
+
+    @jax.jit
+    def together(params, images):
+        logits, traces = nnx.merge(graphdef, params)(images)
+        return logits, [
+            I.compute_indicators(trace, jax.random.key(0), 0.1) for trace in traces
+        ]
+
+    np.testing.assert_array_equal(alone(params, images), together(params, images)[0])
