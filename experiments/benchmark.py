@@ -60,8 +60,8 @@ def indicators(repeats):
         "",
         "    python -m experiments.benchmark indicators",
         "",
-        "| attention | time | quartiles | same against itself | memory |",
-        "|---|---|---|---|---|",
+        "| attention | time | quartiles | same against itself | memory | logits |",
+        "|---|---|---|---|---|---|",
     ]
     images = np.random.default_rng(0).integers(0, 256, size=(256, 32, 32, 3))
     images = jax.device_put(images.astype(np.uint8))
@@ -107,6 +107,7 @@ def indicators(repeats):
             name: functools.partial(one, params, images)
             for name, one in compiled.items()
         }
+        identical = np.array_equal(runs["without"](), runs["with_all"]()[0])
         seconds = measure({**runs, "again": runs["without"]}, repeats)
         ratio = seconds["with_all"] / seconds["without"]
         low, middle, high = np.percentile(ratio, [25, 50, 75])
@@ -114,7 +115,8 @@ def indicators(repeats):
         lines.append(
             f"| {attention} | {middle:.3f} | {low:.3f} to {high:.3f} "
             f"| {noise[1]:.3f} ({noise[0]:.3f} to {noise[2]:.3f}) "
-            f"| {memory['with_all'] / memory['without']:.2f} |"
+            f"| {memory['with_all'] / memory['without']:.2f} "
+            f"| {'identical' if identical else 'differ'} |"
         )
     return lines
 

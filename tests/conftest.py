@@ -2,9 +2,13 @@
 
 import os
 
-# Before JAX starts. Without the larger pool several CPU devices in one process can
-# deadlock in their collectives on a machine of few cores (JAX 0.10).
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Before JAX starts. Unoptimised code takes two fifths off the suite, which mostly
+# compiles small programs; the tests that start whole programs run them as users do.
+# Without the larger pool several CPU devices in one process can deadlock in their
+# collectives on a machine of few cores (JAX 0.10).
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 os.environ["PJRT_NPROC"] = "32"
 
 import jax
@@ -13,8 +17,16 @@ import pytest
 from ml_collections import config_dict
 
 from configs import digits
+from svda_jax import parallel
 from svda_jax.datasets import open_builder
 from svda_jax.models.vit import ViTConfig
+
+
+@pytest.fixture
+def two_devices(monkeypatch):
+    """Training sees two devices: eight on two cores mostly wait for each other."""
+    create_mesh = parallel.create_mesh
+    monkeypatch.setattr(parallel, "create_mesh", lambda: create_mesh(jax.devices()[:2]))
 
 
 @pytest.fixture

@@ -6,12 +6,14 @@ import shutil
 
 import pytest
 
-from svda_jax import UserError, runs
+from svda_jax import UserError, report, runs
 from svda_jax.report import write_report
 from svda_jax.report.__main__ import main
 from svda_jax.train import train_and_evaluate
 
 CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+
+pytestmark = pytest.mark.usefixtures("two_devices")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,17 @@ def workdirs(keep, make_config, tmp_path_factory):
     return keep
 
 
+@pytest.fixture
+def both(workdirs, keep):
+    """The page of both runs, written once."""
+    if "page" not in keep:
+        out = workdirs["svda"].parent / "both.html"
+        keep["page"] = write_report(
+            workdirs["svda"], compare=workdirs["softmax"], out=out
+        )
+    return keep["page"]
+
+
 def test_report_says_what_the_history_says(workdirs, capsys):
     main(["--workdir", str(workdirs["svda"])])
     path = workdirs["svda"] / "report.html"
@@ -47,34 +60,32 @@ def test_report_says_what_the_history_says(workdirs, capsys):
     assert page.count("data:image/png;base64,") == 11
 
 
-def test_two_runs_stand_side_by_side(workdirs, tmp_path):
-    out = tmp_path / "both.html"
-    path = write_report(workdirs["svda"], compare=workdirs["softmax"], out=out)
-    page = path.read_text()
+def test_two_runs_stand_side_by_side(both):
+    page = both.read_text()
     assert page.count("data:image/png;base64,") == 1 + 2 * 10
     assert "differ in <code>model.attention</code> (svda and softmax)" in page
 
 
-def test_names_are_escaped(workdirs):
-    page = write_report(workdirs["svda"]).read_text()
+def test_names_are_escaped(both):
+    page = both.read_text()
     assert "<b>" not in page
     assert "&lt;b&gt;svda &amp; $x$" in page
 
 
-def test_run_without_checkpoint_or_data_has_a_report_without_pictures(
-    workdirs, tmp_path
-):
+def test_run_without_checkpoint_has_a_report_without_pictures(workdirs, tmp_path):
     shutil.copytree(workdirs["svda"], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     page = write_report(tmp_path / "run").read_text()
     assert "No pictures" in page
     assert "has no checkpoint yet" in page
-    shutil.rmtree(tmp_path / "run")
-    shutil.copytree(workdirs["svda"], tmp_path / "run")
-    config = json.loads((tmp_path / "run" / "config.json").read_text())
-    config["dataset"]["data_dir"] = str(tmp_path / "nowhere")
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    assert "is not in" in write_report(tmp_path / "run").read_text()
+
+
+def test_run_without_its_data_set_says_so(workdirs, tmp_path):
+    config = runs.load_config(workdirs["svda"])
+    with config.unlocked():
+        config.dataset.data_dir = str(tmp_path)
+    said = report._look_at_images(workdirs["svda"], config)
+    assert said == f"data set digits is not in {tmp_path}/digits/1.0.0"
 
 
 def damage(workdir):
@@ -109,12 +120,9 @@ def test_page_that_cannot_be_written(workdirs, tmp_path):
     not pathlib.Path(CHROMIUM).exists() or not pathlib.Path(DRIVER).exists(),
     reason="needs Debian's chromium and chromium-driver",
 )
-def test_page_in_a_browser(workdirs, tmp_path):
+def test_page_in_a_browser(both, tmp_path):
     from selenium import webdriver
 
-    page = write_report(
-        workdirs["svda"], compare=workdirs["softmax"], out=tmp_path / "page.html"
-    )
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in (
@@ -134,7 +142,7 @@ def test_page_in_a_browser(workdirs, tmp_path):
     )
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     try:
-        driver.get(page.as_uri())
+        driver.get(both.as_uri())
         assert driver.get_log("browser") == []
         messages = [
             json.loads(entry["message"])["message"]
@@ -145,7 +153,7 @@ def test_page_in_a_browser(workdirs, tmp_path):
             for message in messages
             if message["method"] == "Network.requestWillBeSent"
         }
-        assert page.as_uri() in requested
+        assert both.as_uri() in requested
         assert not [url for url in requested if url.startswith(("http", "ws", "ftp"))]
         widths = driver.execute_script(
             "return [...document.images].map(image => image.naturalWidth)"

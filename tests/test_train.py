@@ -19,6 +19,8 @@ OPTIONS = {
     "augment__crop_padding": 1,
 }
 
+pytestmark = pytest.mark.usefixtures("two_devices")
+
 
 @pytest.fixture(scope="module")
 def keep():
@@ -125,7 +127,7 @@ def test_nonfinite_loss_stops_and_names_the_last_good_checkpoint(
         return poisoned
 
     monkeypatch.setattr(train, "create_augment", poison_later)
-    config = make_config(num_epochs=30)
+    config = make_config(num_epochs=30, eval_every_epochs=30)
     with pytest.raises(FloatingPointError) as error:
         train_and_evaluate(config, tmp_path / "run")
     message = str(error.value)

@@ -68,6 +68,9 @@ def write_report(workdir, *, compare=None, out=None):
         history; or the page cannot be written.
     """
     workdirs = [pathlib.Path(path) for path in (workdir, compare) if path is not None]
+    out = pathlib.Path(out or workdirs[0] / "report.html")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
     described = [_describe(path) for path in workdirs]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("svda_jax.report", "."), autoescape=True
@@ -81,7 +84,6 @@ def write_report(workdir, *, compare=None, out=None):
         meanings=MEANINGS,
         differing=_differing(described),
     )
-    out = pathlib.Path(out or workdirs[0] / "report.html")
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
