@@ -89,11 +89,11 @@ def test_resumed_run_equals_the_uninterrupted_one(
         if step == 7:  # evaluated and written, but not saved
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.EventWriter, "write", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train_and_evaluate(make_config(**OPTIONS), workdir)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.EventWriter, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_and_evaluate(make_config(**OPTIONS), workdir)
     np.testing.assert_array_equal(read_history(workdir)["step"], [4, 7])
-    monkeypatch.undo()
     capsys.readouterr()
     train_and_evaluate(make_config(**OPTIONS), workdir)
     assert "resuming at step 4 of 10" in capsys.readouterr().out
@@ -136,8 +136,6 @@ def test_nonfinite_loss_stops_and_names_the_last_good_checkpoint(
     saved = sorted(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir())
     assert saved[-1] < step
     assert message.endswith(f"checkpoints/{saved[-1]}")
-    for leaf in jax.tree.leaves(load_params(tmp_path / "run")):
-        assert np.isfinite(leaf).all()
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,8 @@ def write_report(workdir, *, compare=None, out=None):
         history; or the page cannot be written.
     """
     workdirs = [pathlib.Path(path) for path in (workdir, compare) if path is not None]
-    out = pathlib.Path(out or workdirs[0] / "report.html")
-    if not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    if out is not None and not pathlib.Path(out).parent.is_dir():
+        raise UserError(f"cannot write {out}: its folder does not exist")
     described = [_describe(path) for path in workdirs]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("svda_jax.report", "."), autoescape=True
@@ -84,6 +83,7 @@ def write_report(workdir, *, compare=None, out=None):
         meanings=MEANINGS,
         differing=_differing(described),
     )
+    out = pathlib.Path(out or workdirs[0] / "report.html")
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:
