@@ -27,7 +27,7 @@ def get_config():
     # Probability moved from the true class to all classes alike.
     config.label_smoothing = 0.1
     # What the learning rate of sigma is multiplied by; 0 keeps sigma at its start.
-    config.spectrum_lr_scale = 10.0
+    config.spectrum_lr_scale = 30.0
     # Weight in the loss of the penalty on non-orthogonal query and key directions.
     config.orthonormality_weight = 0.0
 
