@@ -1,6 +1,5 @@
 """Checkpoints of the training state, by Orbax."""
 
-import logging
 import pathlib
 
 import jax
@@ -18,7 +17,6 @@ class Checkpoints:
     """
 
     def __init__(self, path, *, max_to_keep=2):
-        logging.getLogger("absl").setLevel(logging.ERROR)
         self.path = pathlib.Path(path).absolute()
         self._manager = None
         self._max_to_keep = max_to_keep
