@@ -66,8 +66,6 @@ def load(workdir):
       UserError: there is no run in workdir, or it has no checkpoint yet.
     """
     config = load_config(workdir)
-    if config is None:
-        raise UserError(f"{workdir} holds no run (no config.json)")
     model_config = vit_config(config)
     graphdef = create_graphdef(model_config)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
@@ -90,10 +88,14 @@ def load(workdir):
 
 
 def load_config(workdir):
-    """The config of the run in workdir, or None where there is no run."""
+    """The config of the run in workdir.
+
+    Raises:
+      UserError: there is no run, or its config is damaged.
+    """
     path = config_path(workdir)
     if not path.exists():
-        return None
+        raise UserError(f"{workdir} holds no run (no {path.name})")
     try:
         return config_dict.ConfigDict(json.loads(path.read_text())).lock()
     except ValueError as error:
@@ -121,10 +123,9 @@ def check_workdir(config, workdir):
     Raises:
       UserError: naming the first key that differs, with both values.
     """
-    found = load_config(workdir)
-    if found is None:
+    if not config_path(workdir).exists():
         return
-    found, wanted = flatten(found), _jsonable(flatten(config))
+    found, wanted = flatten(load_config(workdir)), _jsonable(flatten(config))
     for key in sorted(found.keys() | wanted.keys()):
         if key not in _MAY_DIFFER and found.get(key) != wanted.get(key):
             raise UserError(

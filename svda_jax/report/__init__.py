@@ -94,8 +94,6 @@ def write_report(workdir, *, compare=None, out=None):
 def _describe(workdir):
     """All that the page shows of one run."""
     config = runs.load_config(workdir)
-    if config is None:
-        raise UserError(f"{workdir} holds no run (no config.json)")
     history = runs.read_history(workdir)
     last = history.isel(step=-1)
     values = last["indicators"].values  # [6, L, H]
