@@ -26,6 +26,9 @@ def get_config():
     config.clip_norm = 1.0
     # Probability moved from the true class to all classes alike.
     config.label_smoothing = 0.1
+    # Decay of the moving average of the parameters, which is then what is evaluated;
+    # 0 keeps none.
+    config.ema_decay = 0.0
     # What the learning rate of sigma is multiplied by; 0 keeps sigma at its start.
     config.spectrum_lr_scale = 30.0
     # Weight in the loss of the penalty on non-orthogonal query and key directions.
@@ -83,6 +86,13 @@ def get_config():
     augment.crop_padding = 0
     # Whether images are mirrored left to right, half of the time.
     augment.flip = False
-    # Alpha of mixup, which blends neighbours of a batch and their labels; 0 is off.
+    # Operations of RandAugment an image, and their magnitude, from 0 to 10.
+    augment.rand_augment = 0
+    augment.magnitude = 9.0
+    # Probability that a box of an image is filled with noise.
+    augment.erase = 0.0
+    # Alphas of mixup, which blends neighbours of a batch and their labels, and of
+    # cutmix, which swaps a box between them; 0 is off. With both, each pair meets one.
     augment.mixup = 0.0
+    augment.cutmix = 0.0
     return config

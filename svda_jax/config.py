@@ -31,17 +31,23 @@ _RULES = {
             "spectrum_lr_scale",
             "orthonormality_weight",
             "augment.crop_padding",
+            "augment.rand_augment",
             "augment.mixup",
+            "augment.cutmix",
             "indicators.noise_scale",
         ),
     ),
     "must be from 0 to 1": (
         lambda value: 0 <= value <= 1,
-        ("augment.affine",),
+        ("augment.affine", "augment.erase"),
+    ),
+    "must be from 0 to 10": (
+        lambda value: 0 <= value <= 10,
+        ("augment.magnitude",),
     ),
     "must be at least 0 and less than 1": (
         lambda value: 0 <= value < 1,
-        ("label_smoothing", "warmup_fraction"),
+        ("label_smoothing", "warmup_fraction", "ema_decay"),
     ),
 }
 
@@ -67,12 +73,18 @@ def validate(config, *, num_devices):
             f"batch_size={config.batch_size} must be a multiple of {num_devices} "
             f"devices times accumulate_steps={config.accumulate_steps}"
         )
-    if config.augment.mixup and (config.batch_size // parts) % 2:
-        raise UserError(
-            f"augment.mixup={config.augment.mixup} pairs images: batch_size="
-            f"{config.batch_size} must be a multiple of 2 x {parts}"
-        )
+    for name in ("mixup", "cutmix"):
+        if config.augment[name] and (config.batch_size // parts) % 2:
+            raise UserError(
+                f"augment.{name}={config.augment[name]} pairs images: batch_size="
+                f"{config.batch_size} must be a multiple of 2 x {parts}"
+            )
     model = vit_config(config)
+    if config.augment.rand_augment and model.channels not in (1, 3):
+        raise UserError(
+            f"augment.rand_augment={config.augment.rand_augment} needs images of 1 or "
+            f"3 channels, not dataset.channels={model.channels}"
+        )
     if config.augment.crop_padding >= model.image_size:
         raise UserError(
             f"augment.crop_padding={config.augment.crop_padding} must be less than "

@@ -32,8 +32,8 @@ class Run:
 
     Attributes:
       config: its config.
-      model: the `ViT` with the parameters of the newest checkpoint;
-        `logits, traces = model(images)`.
+      model: the `ViT` with the parameters that were evaluated at the newest checkpoint
+        (their moving average where one is kept); `logits, traces = model(images)`.
       step: of that checkpoint.
       history: `xarray.Dataset` of its evaluations.
     """
@@ -78,10 +78,11 @@ def load(workdir):
                 nnx.state(ViT(model_config, rngs=nnx.Rngs(0)), nnx.Param)
             )
         )
-        restored = checkpoints.restore(step, {"params": params}, device)
+        name = "ema" if config.ema_decay else "params"
+        restored = checkpoints.restore(step, {name: params}, device)
     return Run(
         config=config,
-        model=nnx.merge(graphdef, restored["params"]),
+        model=nnx.merge(graphdef, restored[name]),
         step=step,
         history=read_history(workdir),
     )

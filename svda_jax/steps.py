@@ -34,13 +34,20 @@ class TrainState:
       step: int32, updates made so far.
       params: the model's parameters, float32, as nested dicts.
       opt_state: the optimizer's state.
+      ema: moving average of params, or None where none is kept.
       metrics: `Metrics` of the training batches since the last evaluation.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    ema: Any
     metrics: Metrics
+
+    @property
+    def eval_params(self):
+        """The parameters that are evaluated: the moving average where there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 def create_graphdef(config):
@@ -49,14 +56,22 @@ def create_graphdef(config):
     return nnx.split(model, nnx.Param)[0]
 
 
-def create_train_state(config, optimizer, key):
-    """The state before the first step, for a `ViTConfig`, drawn from a PRNG key."""
+def create_train_state(config, optimizer, key, *, ema=False):
+    """The state before the first step, drawn from a PRNG key.
+
+    Args:
+      config: a `ViTConfig`.
+      optimizer: from `optimizer.create_optimizer`.
+      key: PRNG key.
+      ema: whether to keep a moving average of the parameters.
+    """
     model = ViT(config, rngs=nnx.Rngs(key))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
         metrics=Metrics.empty(),
     )
 
@@ -86,10 +101,12 @@ def train_step(
     label_smoothing,
     orthonormality_weight,
     accumulate_steps,
+    ema_decay=0.0,
 ):
     """One update.
 
         loss = mean cross-entropy + orthonormality_weight * orthonormality penalty
+        ema <- d ema + (1 - d) params,  d = min(ema_decay, (1 + step) / (10 + step))
 
     The randomness of an image is a function of the key, the step and its place in the
     batch, so the result depends on the number of devices and on accumulate_steps only
@@ -105,6 +122,8 @@ def train_step(
       label_smoothing: see `smooth_labels`.
       orthonormality_weight: weight of the soft-orthonormality penalty.
       accumulate_steps: parts the batch is worked through in, to save memory.
+      ema_decay: of the moving average, read where the state keeps one. It starts lower,
+        so that the average forgets the first parameters.
 
     Returns:
       The new state, and whether loss and gradient were finite. Where they were not,
@@ -153,10 +172,16 @@ def train_step(
 
     finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = optax.incremental_update(params, ema, 1 - decay)
     updated = TrainState(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         opt_state=opt_state,
+        ema=ema,
         metrics=state.metrics.merge(metrics),
     )
     state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)

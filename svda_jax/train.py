@@ -92,7 +92,9 @@ def train_and_evaluate(config, workdir):
     init_key, order_key, step_key, noise_key = jax.device_put(
         list(jax.random.split(jax.random.key(config.seed), 4)), whole
     )
-    init = functools.partial(create_train_state, model_config, optimizer)
+    init = functools.partial(
+        create_train_state, model_config, optimizer, ema=config.ema_decay > 0
+    )
     abstract_state = jax.eval_shape(init, init_key)
     train_step_ = parallel.pmap(
         functools.partial(
@@ -103,6 +105,7 @@ def train_and_evaluate(config, workdir):
             label_smoothing=config.label_smoothing,
             orthonormality_weight=config.orthonormality_weight,
             accumulate_steps=config.accumulate_steps,
+            ema_decay=config.ema_decay,
         ),
         mesh,
         split_argnums=(1,),
@@ -161,7 +164,7 @@ def train_and_evaluate(config, workdir):
                 rate = clock.rate()
                 values = {
                     **{f"train_{k}": v for k, v in state.metrics.compute().items()},
-                    **evaluate(state.params),
+                    **evaluate(state.eval_params),
                     "learning_rate": schedule(step - 1),
                     "images_per_second": rate,
                     "epoch_seconds": num_images / rate,
@@ -176,7 +179,7 @@ def train_and_evaluate(config, workdir):
                 checkpoints.save(step, vars(state))
                 last_saved = step
                 if step in eval_steps:
-                    events.write_pictures(step, values, *picture(state.params))
+                    events.write_pictures(step, values, *picture(state.eval_params))
             if due:
                 clock = _Clock()
             if step == num_steps:

@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, small models, a small TFDS folder."""
 
 import os
+import pathlib
 
 # Before JAX starts. Unoptimised code takes two fifths off the suite, which mostly
 # compiles small programs; the tests that start whole programs run them as users do.
@@ -32,6 +33,14 @@ def two_devices(monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def output_dir():
+    """Where tests leave pictures to look at; git ignores it."""
+    path = pathlib.Path(__file__).parent / "output"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @pytest.fixture

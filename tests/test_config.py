@@ -44,6 +44,24 @@ def test_every_config_is_valid(path):
         ({"eval_every_epochs": 0}, "eval_every_epochs=0 must be positive"),
         ({"augment__affine": 1.5}, "augment.affine=1.5 must be from 0 to 1"),
         ({"augment__mixup": -1.0}, "augment.mixup=-1.0 must not be negative"),
+        ({"augment__cutmix": -1.0}, "augment.cutmix=-1.0 must not be negative"),
+        ({"augment__erase": 1.1}, "augment.erase=1.1 must be from 0 to 1"),
+        ({"augment__rand_augment": -1}, "augment.rand_augment=-1 must not be negative"),
+        ({"augment__magnitude": 11.0}, "augment.magnitude=11.0 must be from 0 to 10"),
+        (
+            {
+                "augment__rand_augment": 2,
+                "dataset__channels": 2,
+                "dataset__mean": (0.5, 0.5),
+                "dataset__std": (0.2, 0.2),
+            },
+            "augment.rand_augment=2 needs images of 1 or 3 channels, not dataset.chan",
+        ),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),
+        (
+            {"augment__cutmix": 1.0, "batch_size": 8},
+            "augment.cutmix=1.0 pairs images: batch_size=8 must be",
+        ),
         (
             {"augment__mixup": 0.5, "batch_size": 8},
             "pairs images: batch_size=8 must be",

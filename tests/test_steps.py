@@ -31,7 +31,9 @@ ADAMW = create_optimizer(
 
 
 @functools.cache  # compiling takes seconds
-def compile_step(config, *, optimizer=ADAMW, num_devices=1, augment=None, **options):
+def compile_step(
+    config, *, optimizer=ADAMW, num_devices=1, augment=None, ema=False, **options
+):
     """A function that makes fresh states, and the compiled step."""
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     step = functools.partial(
@@ -46,7 +48,7 @@ def compile_step(config, *, optimizer=ADAMW, num_devices=1, augment=None, **opti
             **options,
         },
     )
-    init = functools.partial(steps.create_train_state, config, optimizer)
+    init = functools.partial(steps.create_train_state, config, optimizer, ema=ema)
     state = jax.device_get(jax.jit(init)(jax.random.key(0)))
     return (
         lambda: jax.device_put(state, parallel.replicated(mesh)),
@@ -175,6 +177,25 @@ def test_loss_gradient_includes_the_weighted_penalty(make_model_config, batch):
     )
     expected = jax.tree.map(lambda p, g: p - 0.7 * g, plain, grad)
     assert_trees_close(penalised, expected, 1e-5)
+
+
+def test_moving_average_of_the_parameters(make_model_config, batch):
+    create, step = compile_step(make_model_config(), ema=True, ema_decay=0.4)
+    state = create()
+    assert_trees_equal(state.ema, state.params)
+    expected = jax.device_get(state.params)
+    for number in range(6):
+        state, _ = step(state, batch, jax.random.key(1))
+        decay = min(0.4, (1 + number) / (10 + number))  # 0.1, 0.18, ... 0.4
+        expected = jax.tree.map(
+            lambda ema, new, decay=decay: decay * ema + (1 - decay) * new,
+            expected,
+            jax.device_get(state.params),
+        )
+    assert_trees_close(state.ema, expected, 1e-6)  # float32, six steps
+    assert_trees_equal(state.eval_params, state.ema)
+    plain, _ = run(make_model_config(), batch, num_steps=6)
+    assert_trees_equal(state.params, plain)
 
 
 def test_nonfinite_step_changes_nothing(make_model_config, batch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from svda_jax import UserError, runs, train
+from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import vit_config
 from svda_jax.runs import read_history
 from svda_jax.train import train_and_evaluate
@@ -17,6 +18,7 @@ OPTIONS = {
     "model__dropout": 0.1,
     "model__drop_path": 0.1,
     "augment__crop_padding": 1,
+    "ema_decay": 0.9,
 }
 
 pytestmark = pytest.mark.usefixtures("two_devices")
@@ -69,6 +71,16 @@ def test_run_can_be_loaded_and_looked_into(finished, make_config):
     assert logits.shape == (3, 10)
     spectra = np.stack([trace.spectrum for trace in traces])
     np.testing.assert_allclose(run.history["spectrum"][-1], spectra, rtol=1e-6)
+
+
+def test_the_moving_average_is_what_is_evaluated(finished, tmp_path):
+    checkpoints = Checkpoints(runs.checkpoints_path(finished))
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params = load_params(finished)
+    with checkpoints:
+        restored = checkpoints.restore(10, {"params": params, "ema": params}, device)
+    jax.tree.map(np.testing.assert_array_equal, params, restored["ema"])
+    assert (params["head"]["kernel"] != restored["params"]["head"]["kernel"]).any()
 
 
 def test_same_line_again_says_that_it_is_finished(finished, make_config, capsys):

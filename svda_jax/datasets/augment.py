@@ -1,11 +1,19 @@
-"""Augmentation, compiled, on the images as they are stored.
+"""Augmentation of a batch, compiled, on the images as they are stored.
 
 Axes: B images, S side, C channels.
 """
 
-import dm_pix
 import jax
 import jax.numpy as jnp
+
+from svda_jax.datasets.transforms import (
+    box_mask,
+    rand_augment,
+    random_affine,
+    random_crop,
+    random_erase,
+    random_flip,
+)
 
 
 def create_augment(config):
@@ -14,86 +22,57 @@ def create_augment(config):
     Returns:
       A function (images `[B, S, S, C]` uint8, targets `[B, classes]`, `[B]` PRNG keys)
       -> (images of 0 to 255, targets). What happens to an image depends on its own key
-      and, under mixup, on its partner and the key of the first of them.
+      and, under mixup and cutmix, on its partner and the key of the first of them.
     """
 
     def change(image, key):
-        affine_key, crop_key, flip_key = jax.random.split(key, 3)
+        keys = jax.random.split(key, 5)
         if config.affine:
-            image = random_affine(image, affine_key, config.affine)
+            image = random_affine(image, keys[0], config.affine)
         if config.crop_padding:
-            image = random_crop(image, crop_key, config.crop_padding)
+            image = random_crop(image, keys[1], config.crop_padding)
         if config.flip:
-            image = random_flip(image, flip_key)
+            image = random_flip(image, keys[2])
+        if config.rand_augment:
+            image = rand_augment(
+                image,
+                keys[3],
+                num_operations=config.rand_augment,
+                magnitude=config.magnitude,
+            )
+        if config.erase:
+            image = random_erase(image, keys[4], config.erase)
         return image
+
+    def share(key, side):
+        mixup_key, cutmix_key, coin_key = jax.random.split(key, 3)
+        if not config.cutmix:
+            return mixup_share(mixup_key, side, config.mixup)
+        if not config.mixup:
+            return cutmix_share(cutmix_key, side, config.cutmix)
+        return jnp.where(
+            jax.random.bernoulli(coin_key),
+            mixup_share(mixup_key, side, config.mixup),
+            cutmix_share(cutmix_key, side, config.cutmix),
+        )
 
     def augment(images, targets, keys):
         change_keys, mix_keys = jax.vmap(jax.random.split)(keys).T  # [B], [B]
         images = jax.vmap(change)(images, change_keys)
-        if config.mixup:
-            images, targets = mixup(images, targets, mix_keys, config.mixup)
+        if config.mixup or config.cutmix:
+            side = images.shape[1]
+            shares = jax.vmap(share, (0, None))(mix_keys[::2], side)
+            images, targets = mix_pairs(images, targets, shares)
         return images, targets
 
     return augment
 
 
-# What `random_affine` does at most, each way.
-MAX_DEGREES = 10.0
-MAX_SHEAR = 0.2
-MAX_ZOOM = 0.1
+def mix_pairs(images, targets, shares):
+    """Mixes the images of each pair of neighbours, and their targets alike.
 
-
-def random_affine(image, key, probability):
-    """Turns, slants and zooms an image `[S, S, C]` a little, about its centre.
-
-    Angle, horizontal shear and the two zooms are uniform up to `MAX_DEGREES`,
-    `MAX_SHEAR` and 1 +- `MAX_ZOOM`. Pixels are interpolated, those from outside are 0.
-
-    Args:
-      image: of any dtype.
-      key: PRNG key.
-      probability: with which it happens; otherwise the image stays as it is.
-
-    Returns:
-      `[S, S, C]` float32.
-    """
-    keep_key, map_key = jax.random.split(key)
-    turn, slant, *zooms = jax.random.uniform(map_key, (4,), minval=-1, maxval=1)
-    angle = jnp.deg2rad(MAX_DEGREES) * turn
-    rotation = jnp.array(
-        [[jnp.cos(angle), jnp.sin(angle)], [-jnp.sin(angle), jnp.cos(angle)]]
-    )
-    shear = jnp.array([[1.0, 0.0], [MAX_SHEAR * slant, 1.0]])
-    matrix = rotation @ shear @ jnp.diag(1 + MAX_ZOOM * jnp.stack(zooms))
-    matrix = jnp.eye(3).at[:2, :2].set(matrix)  # rows, columns, channels
-    centre = (jnp.array(image.shape) - 1.0) / 2
-    image = image.astype(jnp.float32)
-    mapped = dm_pix.affine_transform(
-        image, matrix, offset=centre - matrix @ centre, order=1, mode="constant"
-    )
-    return jnp.where(jax.random.bernoulli(keep_key, probability), mapped, image)
-
-
-def random_crop(image, key, padding):
-    """Pads an image `[S, S, C]` with zeros and cuts an S x S window out at random.
-
-    Each shift from -padding to padding pixels is as likely, along each axis.
-    """
-    padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    row, column = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-    return jax.lax.dynamic_slice(padded, (row, column, 0), image.shape)
-
-
-def random_flip(image, key):
-    """Mirrors an image `[S, S, C]` left to right, half of the time."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
-
-
-def mixup(images, targets, keys, alpha):
-    """Blends each image, and its target, with its neighbour's.
-
-        x_i <- w x_i + (1 - w) x_j,  y_i <- w y_i + (1 - w) y_j,
-        w = max(u, 1 - u), u ~ Beta(alpha, alpha), for the pairs (i, j) = (0, 1), (2, 3)
+        x_i <- w x_i + (1 - w) x_j,  y_i <- m y_i + (1 - m) y_j,  m = mean of w,
+        for the pairs (i, j) = (0, 1), (1, 0), (2, 3), (3, 2), ...
 
     Partners stand next to each other, so that they stay together however the batch is
     split over devices.
@@ -101,21 +80,52 @@ def mixup(images, targets, keys, alpha):
     Args:
       images: `[B, S, S, C]`, B even.
       targets: `[B, classes]`.
-      keys: `[B]` PRNG keys; the first of each pair is used.
-      alpha: of the Beta distribution, positive: towards 0 pairs are hardly blended.
+      shares: `[B / 2, S, S, 1]`, w of each pair, what of a pixel is an image's own.
 
     Returns:
       images float32 and targets, of the same shapes.
-
-    Source: Zhang et al. 2018. Differs: an image keeps the larger weight in its own
-    blend, which only says which of a pair's two blends is whose.
     """
-    share = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys[::2])
-    weight = jnp.repeat(jnp.maximum(share, 1 - share), 2)  # [B]
+    own = jnp.repeat(shares, 2, axis=0)  # [B, S, S, 1]
 
-    def blend(x):
+    def mix(x, own):
         partner = x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
-        own = weight.reshape(-1, *[1] * (x.ndim - 1))
         return own * x + (1 - own) * partner
 
-    return blend(images.astype(jnp.float32)), blend(targets)
+    return mix(images.astype(jnp.float32), own), mix(targets, own.mean((1, 2)))
+
+
+def mixup_share(key, side, alpha):
+    """What of a pixel stays an image's own under mixup, alike for all: `[S, S, 1]`.
+
+        w = max(u, 1 - u), u ~ Beta(alpha, alpha)
+
+    Args:
+      key: PRNG key.
+      side: S.
+      alpha: positive; towards 0 pairs are hardly mixed.
+
+    Source: Zhang et al. 2018. Differs: an image keeps the larger weight in its own
+    mixture, which only says which of a pair's two is whose.
+    """
+    u = jax.random.beta(key, alpha, alpha)
+    return jnp.full((side, side, 1), jnp.maximum(u, 1 - u))
+
+
+def cutmix_share(key, side, alpha):
+    """What of a pixel stays an image's own under cutmix: `[S, S, 1]`, 0 or 1.
+
+    It is 0 in a square of area u S^2, u ~ Beta(alpha, alpha), whose centre is anywhere
+    and which ends with the image.
+
+    Args:
+      key: PRNG key.
+      side: S.
+      alpha: positive.
+
+    Source: Yun et al. 2019.
+    """
+    area_key, centre_key = jax.random.split(key)
+    half = side * jnp.sqrt(jax.random.beta(area_key, alpha, alpha)) / 2
+    centre = jax.random.uniform(centre_key, (2,), maxval=side)
+    box = box_mask(side, jnp.round(centre - half), jnp.round(centre + half))
+    return 1.0 - box
