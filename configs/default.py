@@ -63,15 +63,33 @@ def get_config():
     dataset.name = config_dict.required_placeholder(str)
     # Where TFDS keeps data sets; "" is its default, ~/tensorflow_datasets.
     dataset.data_dir = ""
-    # In TFDS's notation: "train[:90%]" and "train[90%:]" hold a tenth out.
+    # In TFDS's notation, such as "train[:50%]".
     dataset.train_split = "train"
     dataset.eval_split = "test"
-    # Of the images, which are square; of their channels, as fractions of full scale.
+    # Fraction of the training split, its end, that is evaluated in place of eval_split
+    # and not trained on: options are chosen with it, never on the test split.
+    dataset.holdout = 0.0
+    # File of the classes to use, one a line, in the order of their labels; "" uses all.
+    dataset.class_list = ""
+    # Whether images that cannot be decoded are left out, and said, or stop the run.
+    dataset.skip_corrupt = False
+    # Side of the square that the model sees; of its channels, mean and standard
+    # deviation as fractions of full scale.
     dataset.image_size = config_dict.required_placeholder(int)
+    # 1 for grey, 3 for RGB; images of the other kind are converted.
     dataset.channels = config_dict.required_placeholder(int)
     dataset.num_classes = config_dict.required_placeholder(int)
     dataset.mean = config_dict.required_placeholder(tuple)
     dataset.std = config_dict.required_placeholder(tuple)
+    # False puts all images on the device, True decodes each when its turn comes. The
+    # rest is read when streaming: threads a process decodes in, and worker processes
+    # (0: in the training process); the least area of the random box an image is trained
+    # on; the side of the centre it is evaluated on, over its shorter side.
+    dataset.streaming = False
+    dataset.num_threads = 16
+    dataset.num_workers = 0
+    dataset.min_crop_area = 0.08
+    dataset.eval_crop = 0.875
 
     config.indicators = indicators = config_dict.ConfigDict()
     # Noise on queries and keys for the perturbation robustness, in units of each one's

@@ -13,7 +13,9 @@ from configs import default
 def get_config():
     """What differs from `configs/default.py`."""
     config = default.get_config()
-    config.num_epochs = 60
+    config.num_epochs = 100
+    config.learning_rate = 2e-3
+    config.ema_decay = 0.999
     config.model.patch_size = 4
     config.model.width = 64
     config.model.depth = 6
@@ -28,4 +30,5 @@ def get_config():
     config.dataset.std = (0.3530,)
     config.augment.crop_padding = 2
     config.augment.flip = True
+    config.augment.erase = 0.25
     return config

@@ -22,6 +22,7 @@ _RULES = {
             "clip_norm",
             "eval_every_epochs",
             "checkpoint_every_epochs",
+            "dataset.num_threads",
         ),
     ),
     "must not be negative": (
@@ -30,6 +31,7 @@ _RULES = {
             "weight_decay",
             "spectrum_lr_scale",
             "orthonormality_weight",
+            "dataset.num_workers",
             "augment.crop_padding",
             "augment.rand_augment",
             "augment.mixup",
@@ -41,13 +43,21 @@ _RULES = {
         lambda value: 0 <= value <= 1,
         ("augment.affine", "augment.erase"),
     ),
+    "must be more than 0 and at most 1": (
+        lambda value: 0 < value <= 1,
+        ("dataset.min_crop_area", "dataset.eval_crop"),
+    ),
+    "must be 1 or 3": (
+        lambda value: value in (1, 3),
+        ("dataset.channels",),
+    ),
     "must be from 0 to 10": (
         lambda value: 0 <= value <= 10,
         ("augment.magnitude",),
     ),
     "must be at least 0 and less than 1": (
         lambda value: 0 <= value < 1,
-        ("label_smoothing", "warmup_fraction", "ema_decay"),
+        ("label_smoothing", "warmup_fraction", "ema_decay", "dataset.holdout"),
     ),
 }
 
@@ -80,11 +90,6 @@ def validate(config, *, num_devices):
                 f"{config.batch_size} must be a multiple of 2 x {parts}"
             )
     model = vit_config(config)
-    if config.augment.rand_augment and model.channels not in (1, 3):
-        raise UserError(
-            f"augment.rand_augment={config.augment.rand_augment} needs images of 1 or "
-            f"3 channels, not dataset.channels={model.channels}"
-        )
     if config.augment.crop_padding >= model.image_size:
         raise UserError(
             f"augment.crop_padding={config.augment.crop_padding} must be less than "

@@ -66,8 +66,11 @@ def evaluation_line(step, epoch, values):
     )
 
 
-def say_end(workdir):
-    """Prints where to look next."""
+def say_end(workdir, train_data, eval_data):
+    """Prints what was left out, and where to look next."""
+    for name, data in (("training", train_data), ("evaluation", eval_data)):
+        if data.skipped:
+            print(f"{len(data.skipped)} corrupt images of {name} were skipped")
     print(
         f"\ndone. Look at it with\n"
         f"  tensorboard --logdir {workdir}\n"

@@ -14,7 +14,6 @@ from svda_jax import UserError, console, datasets, parallel, runs
 from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import validate
 from svda_jax.datasets.augment import create_augment
-from svda_jax.datasets.in_memory import InMemory
 from svda_jax.maps import look
 from svda_jax.metrics import EvalMetrics, Metrics
 from svda_jax.optimizer import create_optimizer, create_schedule
@@ -53,18 +52,16 @@ def train_and_evaluate(config, workdir):
     mesh = parallel.create_mesh()
     whole = parallel.replicated(mesh)
     model_config = validate(config, num_devices=mesh.size)
-    train_examples, eval_examples = datasets.load(config.dataset)
-    if config.batch_size > len(train_examples.labels):
-        raise UserError(
-            f"batch_size={config.batch_size} must not exceed the "
-            f"{len(train_examples.labels)} images of "
-            f"dataset.train_split={config.dataset.train_split}"
-        )
     train_data, eval_data = (
-        InMemory(examples, batch_size=config.batch_size, mesh=mesh)
-        for examples in (train_examples, eval_examples)
+        datasets.load(config.dataset, kind, batch_size=config.batch_size, mesh=mesh)
+        for kind in ("train", "eval")
     )
     num_images, batch_size = train_data.num_images, config.batch_size
+    if batch_size > num_images:
+        raise UserError(
+            f"batch_size={batch_size} must not exceed the {num_images} images to train "
+            f"on, dataset.train_split={config.dataset.train_split}"
+        )
     num_steps = math.ceil(config.num_epochs * num_images / batch_size)
 
     def steps_every(epochs):
@@ -119,7 +116,7 @@ def train_and_evaluate(config, workdir):
         noise_scale=config.indicators.noise_scale,
     )
 
-    picture = _create_picture(eval_examples, graphdef)
+    picture = _create_picture(eval_data, graphdef)
 
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(runs.checkpoints_path(workdir)))
@@ -184,14 +181,14 @@ def train_and_evaluate(config, workdir):
                 clock = _Clock()
             if step == num_steps:
                 break
-    console.say_end(workdir)
+    console.say_end(workdir, train_data, eval_data)
 
 
 def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
     """The evaluation of a run.
 
     Args:
-      data: `InMemory`, the split to evaluate.
+      data: the split to evaluate, from `datasets.load`.
       graphdef: from `create_graphdef`.
       mesh: from `parallel.create_mesh`.
       key: PRNG key of the noise of the perturbation.
@@ -224,16 +221,16 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
     return evaluate
 
 
-def _create_picture(examples, graphdef):
+def _create_picture(data, graphdef):
     """A function from parameters to images, attention maps and titles."""
-    images = examples.images[:NUM_PICTURED]
-    truth = [examples.class_names[label] for label in examples.labels[:NUM_PICTURED]]
+    images, labels = data.get(range(min(NUM_PICTURED, data.num_images)))
+    truth = [data.class_names[label] for label in labels]
     look_ = jax.jit(functools.partial(look, graphdef=graphdef))
 
     def picture(params):
         probabilities, maps, _ = jax.device_get(look_(params, images))
         titles = [
-            f"true: {name}\npredicted: {examples.class_names[row.argmax()]}"
+            f"true: {name}\npredicted: {data.class_names[row.argmax()]}"
             for name, row in zip(truth, probabilities, strict=True)
         ]
         return images, maps, titles

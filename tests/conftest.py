@@ -1,5 +1,6 @@
 """Eight CPU devices for every test, small models, a small TFDS folder."""
 
+import io
 import os
 import pathlib
 
@@ -16,10 +17,12 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import config_dict
+from PIL import Image
 
 from configs import digits
 from svda_jax import parallel
 from svda_jax.datasets import open_builder
+from svda_jax.datasets.splits import Split
 from svda_jax.models.vit import ViTConfig
 
 
@@ -27,7 +30,11 @@ from svda_jax.models.vit import ViTConfig
 def two_devices(monkeypatch):
     """Training sees two devices: eight on two cores mostly wait for each other."""
     create_mesh = parallel.create_mesh
-    monkeypatch.setattr(parallel, "create_mesh", lambda: create_mesh(jax.devices()[:2]))
+    monkeypatch.setattr(
+        parallel,
+        "create_mesh",
+        lambda devices=None: create_mesh(devices or jax.devices()[:2]),
+    )
 
 
 @pytest.fixture
@@ -78,6 +85,42 @@ def randomize():
         )
 
     return randomize
+
+
+@pytest.fixture(scope="session")
+def make_split():
+    """Makes a `Split` of images (arrays or encoded bytes) in memory."""
+
+    def make(images, labels, num_classes=10):
+        source = [
+            {"image": encode_png(image), "label": label, "file_name": b"n%d.png" % i}
+            for i, (image, label) in enumerate(zip(images, labels, strict=True))
+        ]
+        names = tuple(f"class {label}" for label in range(num_classes))
+        classes = np.arange(num_classes, dtype=np.int32)
+        return Split("toy train", source, np.arange(len(source)), classes, names)
+
+    return make
+
+
+def encode_png(image):
+    if isinstance(image, bytes):
+        return image
+    data = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def make_dataset_config():
+    """Makes the dataset section of the digits config, with changes."""
+
+    def make(**changes):
+        config = digits.get_config().dataset
+        config.update(changes)
+        return config
+
+    return make
 
 
 @pytest.fixture(scope="session")

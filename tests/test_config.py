@@ -48,15 +48,12 @@ def test_every_config_is_valid(path):
         ({"augment__erase": 1.1}, "augment.erase=1.1 must be from 0 to 1"),
         ({"augment__rand_augment": -1}, "augment.rand_augment=-1 must not be negative"),
         ({"augment__magnitude": 11.0}, "augment.magnitude=11.0 must be from 0 to 10"),
-        (
-            {
-                "augment__rand_augment": 2,
-                "dataset__channels": 2,
-                "dataset__mean": (0.5, 0.5),
-                "dataset__std": (0.2, 0.2),
-            },
-            "augment.rand_augment=2 needs images of 1 or 3 channels, not dataset.chan",
-        ),
+        ({"dataset__channels": 2}, "dataset.channels=2 must be 1 or 3"),
+        ({"dataset__holdout": 1.0}, "dataset.holdout=1.0 must be at least 0 and less"),
+        ({"dataset__min_crop_area": 0.0}, "min_crop_area=0.0 must be more than 0 and"),
+        ({"dataset__eval_crop": 1.1}, "eval_crop=1.1 must be more than 0 and at most 1"),
+        ({"dataset__num_threads": 0}, "dataset.num_threads=0 must be positive"),
+        ({"dataset__num_workers": -1}, "num_workers=-1 must not be negative"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),
         (
             {"augment__cutmix": 1.0, "batch_size": 8},

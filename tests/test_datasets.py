@@ -7,50 +7,92 @@ import struct
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
-from svda_jax import UserError, datasets
+from svda_jax import UserError, datasets, parallel
 from svda_jax.datasets import idx, prepare
 from svda_jax.datasets.idx import FashionMnist, read_idx
 
 
-def make_dataset_config(data_dir, **changes):
-    options = {
-        "name": "digits",
-        "data_dir": str(data_dir),
-        "train_split": "train",
-        "eval_split": "test",
-        "image_size": 8,
-        "channels": 1,
-        "num_classes": 10,
-    }
-    return ConfigDict({**options, **changes})
+@pytest.fixture
+def load(make_dataset_config, data_dir):
+    """Loads a split of the digits, with changes to the dataset section."""
+
+    def load(kind="train", **changes):
+        config = make_dataset_config(**{"data_dir": data_dir, **changes})
+        mesh = parallel.create_mesh(jax.devices()[:1])
+        return datasets.load(config, kind, batch_size=8, mesh=mesh)
+
+    return load
 
 
-def test_digits_are_those_of_scikit_learn(data_dir):
-    train, test = datasets.load(make_dataset_config(data_dir))
-    assert len(train.labels) == 1437
-    assert len(test.labels) == 360
+def test_digits_are_those_of_scikit_learn(load):
     digits = load_digits()
-    for split, start, stop in ((train, 0, 1437), (test, 1437, 1797)):
-        assert split.images.dtype == np.uint8
+    for kind, start, stop in (("train", 0, 1437), ("eval", 1437, 1797)):
+        data = load(kind)
+        assert data.num_images == stop - start
+        images, labels = data.get(range(stop - start))
+        assert images.dtype == np.uint8
         np.testing.assert_array_equal(
-            (split.images[..., 0] * (16 / 255)).round(), digits.images[start:stop]
+            (images[..., 0] * (16 / 255)).round(), digits.images[start:stop]
         )
-        np.testing.assert_array_equal(split.labels, digits.target[start:stop])
+        np.testing.assert_array_equal(labels, digits.target[start:stop])
+        assert data.class_names == tuple("0123456789")
 
 
-def test_splits_can_be_sliced(data_dir):
-    config = make_dataset_config(
-        data_dir, train_split="train[:90%]", eval_split="train[90%:]"
-    )
-    train, held_out = datasets.load(config)
-    assert len(train.labels) + len(held_out.labels) == 1437
-    assert len(held_out.labels) == 144
+def test_splits_can_be_sliced(load):
+    assert load(train_split="train[:90%]").num_images == 1293
+    assert load("eval", eval_split="train[90%:]").num_images == 144
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_held_out_part_is_the_end_of_the_training_split(load, streaming):
+    options = {"holdout": 0.25, "train_split": "train[:101]", "streaming": streaming}
+    labels = load_digits().target
+    for kind, expected in (("train", labels[:76]), ("eval", labels[76:101])):
+        data = load(kind, **options)
+        assert data.num_images == len(expected)
+        _, found = data.get(range(data.num_images))
+        np.testing.assert_array_equal(found, expected)
+
+
+def write_class_list(path, lines):
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_class_list_restricts_and_numbers_the_classes(load, tmp_path, streaming):
+    path = write_class_list(tmp_path / "list", ["7  seven", "", "0", "3"])
+    data = load(class_list=path, num_classes=3, streaming=streaming)
+    assert data.class_names == ("7", "0", "3")
+    target = load_digits().target[:1437]
+    expected = [[7, 0, 3].index(t) for t in target if t in (7, 0, 3)]
+    assert data.num_images == len(expected)
+    _, labels = data.get(range(len(expected)))
+    np.testing.assert_array_equal(labels, expected)
+    # The labels are read once and kept.
+    again = load(class_list=path, num_classes=3, streaming=streaming)
+    assert again.num_images == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["7", "0"], "list has 2 classes; dataset.num_classes=3 must be that"),
+        (["7", "0", "n01440764"], "line 3: n01440764 is no class of digits, which has"),
+        (["7", "0", "7"], "line 3: 7 comes twice"),
+        ([], "list has 0 classes; dataset.num_classes=3"),
+    ],
+)
+def test_bad_class_list(load, tmp_path, lines, message):
+    path = write_class_list(tmp_path / "list", lines)
+    with pytest.raises(UserError, match=message):
+        load(class_list=path, num_classes=3)
 
 
 @pytest.mark.parametrize(
@@ -58,15 +100,17 @@ def test_splits_can_be_sliced(data_dir):
     [
         ({"name": "digit"}, "dataset.name=digit is neither a TFDS data set nor one of"),
         ({"train_split": "training"}, "dataset.train_split=training is no split of"),
-        ({"eval_split": "test[:0]"}, "dataset.eval_split=.* is no split of digits"),
-        ({"image_size": 9}, r"shape \(8, 8, 1\); dataset.image_size"),
-        ({"channels": 3}, r"shape \(8, 8, 1\); dataset.image_size"),
-        ({"num_classes": 9}, "label 9; dataset.num_classes=9 must be larger"),
+        ({"train_split": "train[:0]"}, "dataset.train_split=.* is no split of digits"),
+        ({"image_size": 9}, "example 0: the image is 8 x 8; dataset.image_size=9 must"),
+        ({"num_classes": 9}, "digits has 10 classes; dataset.num_classes=9 must be"),
+        ({"class_list": "/nowhere"}, "class_list=/nowhere cannot be read: .*No such"),
+        ({"holdout": 0.0001}, "holdout=0.0001 leaves nothing to train on or nothing"),
     ],
 )
-def test_a_config_that_the_data_contradicts(data_dir, changes, message):
-    with pytest.raises(UserError, match=message):
-        datasets.load(make_dataset_config(data_dir, **changes))
+def test_a_config_that_the_data_contradicts(load, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        load(**changes)
+    assert "\n" not in str(error.value)
 
 
 def test_missing_data_set_without_network_fails_at_once(tmp_path, monkeypatch):
@@ -142,7 +186,7 @@ def test_files_need_not_be_gzipped(idx_folder, tmp_path):
     for path in list(idx_folder.iterdir()):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
         path.unlink()
-    prepare.import_fashion_mnist(str(idx_folder), str(tmp_path / "tfds"))
+    prepare.import_files("fashion_mnist", str(idx_folder), str(tmp_path / "tfds"))
     assert (tmp_path / "tfds/fashion_mnist/3.0.1/dataset_info.json").exists()
 
 

@@ -9,8 +9,7 @@ from flax import nnx
 
 from svda_jax import indicators as I
 from svda_jax import parallel, steps
-from svda_jax.datasets import Examples
-from svda_jax.datasets.in_memory import InMemory
+from svda_jax.datasets.in_memory import Examples, InMemory
 from svda_jax.models.vit import ViT
 from svda_jax.train import create_evaluate
 
@@ -28,6 +27,7 @@ def evaluation(config, batch_size, num_devices=1, num_images=23):
         rng.integers(0, 256, size=(num_images, 6, 6, 2)).astype(np.uint8),
         rng.integers(0, 7, size=num_images).astype(np.int32),
         class_names=(),
+        skipped={},
     )
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     data = InMemory(examples, batch_size=batch_size, mesh=mesh)

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from svda_jax import parallel
-from svda_jax.datasets import Examples
-from svda_jax.datasets.in_memory import InMemory
+from svda_jax import UserError, parallel
+from svda_jax.datasets.in_memory import Examples, InMemory, decode_split
 
 NUM_IMAGES, BATCH_SIZE = 23, 8
 
@@ -18,7 +17,7 @@ def create(num_devices=1, num_images=NUM_IMAGES, batch_size=BATCH_SIZE):
     labels = np.arange(num_images, dtype=np.int32)
     images = np.broadcast_to(labels[:, None, None, None], (num_images, 3, 3, 1))
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
-    examples = Examples(images.astype(np.uint8), labels, class_names=())
+    examples = Examples(images.astype(np.uint8), labels, (), {})
     return InMemory(examples, batch_size=batch_size, mesh=mesh)
 
 
@@ -76,3 +75,36 @@ def test_evaluation_sees_each_image_once(num_images):
         seen.append(np.asarray(batch["label"])[np.asarray(batch["mask"])])
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(num_images))
     assert data._take_eval._cache_size() == 1
+
+
+def test_images_can_be_fetched_by_place():
+    images, labels = create(num_devices=2).get([4, 0, 22])
+    np.testing.assert_array_equal(labels, [4, 0, 22])
+    np.testing.assert_array_equal(images[:, 1, 2, 0], [4, 0, 22])
+
+
+def test_decoded_split(make_split, make_dataset_config, rng):
+    images = rng.integers(0, 256, size=(7, 5, 5, 3)).astype(np.uint8)
+    labels = rng.permutation(7)
+    split = make_split(images, labels)
+    examples = decode_split(split, make_dataset_config(image_size=5, channels=3))
+    np.testing.assert_array_equal(examples.images, images)
+    np.testing.assert_array_equal(examples.labels, labels)
+    assert examples.class_names == split.class_names
+    with pytest.raises(UserError, match=r"example 0 \(n0.png\): the image is 5 x 5; "):
+        decode_split(split, make_dataset_config(image_size=6, channels=3))
+
+
+def test_corrupt_images_stop_or_are_left_out(make_split, make_dataset_config, capsys):
+    images = [np.full((3, 3, 1), i, np.uint8) for i in range(6)]
+    images[2] = images[4] = b"no image"
+    split = make_split(images, range(6))
+    message = r"corrupt image: toy train, example 2 \(n2.png\): not an image; mend"
+    with pytest.raises(UserError, match=message):
+        decode_split(split, make_dataset_config(image_size=3))
+    config = make_dataset_config(image_size=3, skip_corrupt=True)
+    examples = decode_split(split, config)
+    assert sorted(examples.skipped) == [2, 4]
+    np.testing.assert_array_equal(examples.labels, [0, 1, 3, 5])
+    np.testing.assert_array_equal(examples.images[:, 0, 0, 0], examples.labels)
+    assert capsys.readouterr().out.count("skipping a corrupt image: toy train") == 2

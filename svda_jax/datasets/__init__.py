@@ -1,107 +1,123 @@
 """What a data set is here: a TFDS data set of images with labels.
 
-Data sets are read through TFDS's random-access data sources, which need no TensorFlow.
+Data sets are read through TFDS's random-access data sources, which need no TensorFlow,
+and decoded by us (`images`). Those that fit lie on the device (`in_memory`), the others
+stream (`streaming`); both have one interface.
 """
 
 import contextlib
 import importlib.util
 import io
 import os
-from typing import NamedTuple
+import pathlib
+import subprocess
+import sys
 
-import numpy as np
 import requests
 import tensorflow_datasets as tfds
 
+import svda_jax
 from svda_jax import UserError
 from svda_jax.datasets.digits import Digits
 from svda_jax.datasets.idx import FashionMnist
+from svda_jax.datasets.in_memory import InMemory, decode_split
+from svda_jax.datasets.splits import open_split
+from svda_jax.datasets.streaming import Streaming
 
 # Our own builders, by data set. They prepare without TensorFlow.
 BUILDERS = {"digits": Digits, "fashion_mnist": FashionMnist}
 
-_CHUNK = 1000  # examples decoded at a time
 
-
-class Examples(NamedTuple):
-    """A whole split in memory.
-
-    Attributes:
-      images: `[n, image_size, image_size, channels]` uint8.
-      labels: `[n]` int32.
-      class_names: what each label stands for.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-
-
-def load(config):
-    """The training and the evaluation split of a data set.
-
-    It is prepared first where it is not: "digits" from scikit-learn, others by
-    download.
+def load(config, kind, *, batch_size, mesh, obtain=True):
+    """The split that a run trains on, or the one that it evaluates.
 
     Args:
       config: the `dataset` section of a config.
+      kind: "train" or "eval".
+      batch_size: of all devices together; a multiple of their number.
+      mesh: from `parallel.create_mesh`.
+      obtain: whether to prepare a data set that is not on disk: "digits" from
+        scikit-learn, others by download.
 
     Returns:
-      (training `Examples`, evaluation `Examples`).
+      An `InMemory` or a `Streaming`.
 
     Raises:
       UserError: the data set is unknown, or missing and cannot be had, has no such
-        split, or its images and labels are not what the config says.
+        split, or its images and classes are not what the config says.
     """
-    builder = open_builder(config.name, config.data_dir)
-    return (
-        read_split(builder, config, "train_split"),
-        read_split(builder, config, "eval_split"),
-    )
+    builder = open_builder(config.name, config.data_dir, obtain=obtain)
+    split = open_split(builder, config, kind)
+    if config.streaming:
+        return Streaming(split, config, batch_size=batch_size, mesh=mesh)
+    return InMemory(decode_split(split, config), batch_size=batch_size, mesh=mesh)
 
 
-def open_builder(name, data_dir=""):
-    """A TFDS builder whose data is on disk; it is prepared first where it is not.
+def open_builder(name, data_dir="", *, obtain=True):
+    """A TFDS builder whose data is on disk.
 
     Args:
       name: of the data set, as TFDS knows it or a key of `BUILDERS`.
       data_dir: the folder that TFDS keeps data sets in; "" is TFDS's default.
+      obtain: whether to prepare a data set that is not on disk.
 
     Raises:
       UserError: the data set is unknown, or missing and cannot be had.
     """
-    builder = _create_builder(name, data_dir or None)
-    if not builder.is_prepared():
-        _obtain(builder)
+    builder = create_builder(name, data_dir)
+    if builder.is_prepared():
+        return builder
+    missing = f"data set {name} is not in {builder.data_dir}"
+    if not obtain:
+        raise UserError(missing)
+    _check_obtainable(builder, missing)
+    print(f"{missing}: preparing it", flush=True)
+    if name in BUILDERS:
+        prepare_builder(builder)
+    else:
+        _prepare_apart(name, data_dir)
     return builder
 
 
-def find_builder(name, data_dir=""):
-    """As `open_builder`, but a data set that is not on disk is a `UserError`."""
-    builder = _create_builder(name, data_dir or None)
-    if not builder.is_prepared():
-        raise UserError(f"data set {name} is not in {builder.data_dir}")
-    return builder
+def create_builder(name, data_dir=""):
+    """A TFDS builder, whether its data is on disk or not.
 
-
-def _create_builder(name, data_dir):
+    Raises:
+      UserError: there is no data set of that name.
+    """
+    create = BUILDERS.get(name) or (lambda **kwargs: tfds.builder(name, **kwargs))
     try:
-        if name in BUILDERS:
-            return BUILDERS[name](data_dir=data_dir, file_format="array_record")
-        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        return create(data_dir=data_dir or None, file_format="array_record")
     except tfds.core.registered.DatasetNotFoundError:
         raise UserError(
             f"dataset.name={name} is neither a TFDS data set nor one of "
-            f"{list(BUILDERS)}"
+            f"{list(BUILDERS)}, nor is an imported one of that name in "
+            f"{data_dir or tfds.core.constants.DATA_DIR}"
         ) from None
 
 
-def _obtain(builder):
-    """Downloads what is needed and prepares, or says at once why it cannot."""
-    missing = f"data set {builder.name} is not in {builder.data_dir}"
-    if builder.name not in BUILDERS and not importlib.util.find_spec("tensorflow"):
+def prepare_builder(builder):
+    """Writes a data set to disk, in a format with random access."""
+    if builder.name == "digits":
+        tfds.disable_progress_bar()  # a matter of seconds
+    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is no use here
+        builder.download_and_prepare(file_format="array_record")
+
+
+def _check_obtainable(builder, missing):
+    """Says at once why a data set cannot be prepared, if so."""
+    ours = builder.name in BUILDERS
+    if not ours and not importlib.util.find_spec("tensorflow"):
         raise UserError(f"{missing}, and preparing it needs: pip install tensorflow")
-    if builder.name != "digits":
+    if not ours and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        folder = pathlib.Path(builder.data_dir).parents[1] / "downloads" / "manual"
+        if not folder.is_dir() or not any(folder.iterdir()):
+            instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+            raise UserError(
+                f"{missing}, and its files must be put into {folder} by hand: "
+                f"{instructions}"
+            )
+    elif builder.name != "digits":
         url = getattr(builder, "URL", None) or next(iter(builder.url_infos or ()), "")
         if not _is_reachable(url or "https://storage.googleapis.com"):
             remedy = (
@@ -111,16 +127,24 @@ def _obtain(builder):
                 else "run this once with a network"
             )
             raise UserError(f"{missing} and there is no network to get it; {remedy}")
-    print(f"{missing}: preparing it")
-    prepare_builder(builder)
 
 
-def prepare_builder(builder):
-    """Writes a data set to disk, in a format with random access."""
-    if builder.name == "digits" or getattr(builder, "source", None):
-        tfds.disable_progress_bar()  # a matter of seconds
-    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is no use here
-        builder.download_and_prepare(file_format="array_record")
+def _prepare_apart(name, data_dir):
+    """Prepares in a process of its own: TensorFlow, and no accelerator for it."""
+    command = [sys.executable, "-m", "svda_jax.datasets.prepare", name]
+    root = str(pathlib.Path(svda_jax.__file__).parents[1])
+    hidden = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "ROCR_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [*command, *(["--data_dir", data_dir] if data_dir else [])],
+        env={**os.environ, **hidden, "PYTHONPATH": path},
+    )
+    if done.returncode:
+        raise UserError(f"preparing {name} failed; what it said stands above")
 
 
 def _is_reachable(url):
@@ -130,50 +154,3 @@ def _is_reachable(url):
     except requests.exceptions.RequestException:
         return False
     return True
-
-
-def read_split(builder, config, key):
-    """One split of a prepared data set as `Examples`.
-
-    Args:
-      builder: from `open_builder`.
-      config: the `dataset` section of a config.
-      key: "train_split" or "eval_split".
-
-    Raises:
-      UserError: there is no such split, or it is not what the config says.
-    """
-    split = config[key]
-    try:
-        source = builder.as_data_source(split=split)
-    except NotImplementedError:
-        raise UserError(
-            f"{builder.data_dir} is stored without random access; run tfds "
-            f"convert_format --out_file_format=array_record --dataset_dir="
-            f"{builder.data_dir} --out_path={os.path.dirname(builder.data_dir)}"
-        ) from None
-    except (ValueError, KeyError):
-        raise UserError(
-            f"dataset.{key}={split} is no split of {builder.name}, which has "
-            f"{list(builder.info.splits)}"
-        ) from None
-    num_images = len(source)
-    shape = (config.image_size, config.image_size, config.channels)
-    images = np.empty((num_images, *shape), np.uint8)
-    labels = np.empty(num_images, np.int32)
-    for start in range(0, num_images, _CHUNK):
-        indices = range(start, min(start + _CHUNK, num_images))
-        for i, example in zip(indices, source.__getitems__(indices), strict=True):
-            if example["image"].shape != shape:
-                raise UserError(
-                    f"{builder.name} has an image of shape {example['image'].shape}; "
-                    f"dataset.image_size and dataset.channels say {shape}"
-                )
-            images[i] = example["image"]
-            labels[i] = example["label"]
-    if labels.max() >= config.num_classes:
-        raise UserError(
-            f"{builder.name} has label {labels.max()}; dataset.num_classes="
-            f"{config.num_classes} must be larger"
-        )
-    return Examples(images, labels, tuple(builder.info.features["label"].names))

@@ -6,31 +6,56 @@ once in an epoch, a batch may reach from one epoch into the next, and the batch 
 function of (key, step) alone: a run resumes from the number of its step.
 """
 
+import concurrent.futures
 import functools
+import os
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svda_jax import parallel
+from svda_jax import UserError, parallel
+from svda_jax.datasets.images import CorruptImageError, decode
+from svda_jax.datasets.splits import corrupt_image
+
+
+class Examples(NamedTuple):
+    """A whole split, decoded.
+
+    Attributes:
+      images: `[n, S, S, channels]` uint8.
+      labels: `[n]` int32.
+      class_names: what each label stands for.
+      skipped: what was wrong with each corrupt image that was left out, by its place.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    skipped: dict[int, str]
 
 
 class InMemory:
     """One split on all devices of a mesh.
 
     Args:
-      examples: `datasets.Examples`.
+      examples: `Examples`.
       batch_size: B, of all devices together; a multiple of their number.
       mesh: from `parallel.create_mesh`.
+
+    Attributes:
+      num_images: of the split, without those that were skipped.
+      class_names: what each label stands for.
+      skipped: what was wrong with each corrupt image that was skipped, by its place.
     """
 
     def __init__(self, examples, *, batch_size, mesh):
         whole, split = parallel.replicated(mesh), parallel.split(mesh)
-        self.num_images = len(examples.labels)
+        images, labels, self.class_names, self.skipped = examples
+        self.num_images = len(labels)
         self.batch_size = batch_size
-        self._data = jax.device_put(
-            {"image": examples.images, "label": examples.labels}, whole
-        )
+        self._data = jax.device_put({"image": images, "label": labels}, whole)
         self._whole = whole
         self._order = jax.jit(
             functools.partial(_two_epochs, num_images=self.num_images),
@@ -67,6 +92,56 @@ class InMemory:
         """
         for start in range(0, self.num_images, self.batch_size):
             yield self._take_eval(self._data, np.int32(start))
+
+    def get(self, places):
+        """Images `[n, S, S, channels]` and labels `[n]` as evaluation sees them."""
+        data = jax.device_get(jax.tree.map(lambda x: x[np.array(places)], self._data))
+        return data["image"], data["label"]
+
+
+def decode_split(split, config):
+    """Decodes all images of a split.
+
+    Args:
+      split: `datasets.splits.Split`, of images of one size.
+      config: the `dataset` section of a config.
+
+    Returns:
+      `Examples`.
+
+    Raises:
+      UserError: an image is not of the size that the config says, or is corrupt and
+        `skip_corrupt` is off.
+    """
+    shape = (config.image_size, config.image_size, config.channels)
+    images = np.empty((len(split), *shape), np.uint8)
+    labels = np.empty(len(split), np.int32)
+    skipped = {}
+
+    def read(place):
+        data, labels[place] = split.read(place)
+        try:
+            image = decode(data, channels=config.channels)
+        except CorruptImageError as error:
+            skipped[place] = f"{split.describe(place)}: {error}"
+            return
+        if image.shape != shape:
+            raise UserError(
+                f"{split.describe(place)}: the image is {image.shape[0]} x "
+                f"{image.shape[1]}; dataset.image_size={config.image_size} must be "
+                "that, or dataset.streaming=True, which scales images"
+            )
+        images[place] = image
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(read, range(len(split))))
+    if skipped and not config.skip_corrupt:
+        raise corrupt_image(skipped[min(skipped)])
+    for place in sorted(skipped):
+        print(f"skipping a corrupt image: {skipped[place]}", flush=True)
+    if skipped:
+        images, labels = (np.delete(x, list(skipped), axis=0) for x in (images, labels))
+    return Examples(images, labels, split.class_names, skipped)
 
 
 def _two_epochs(key, epoch, *, num_images):

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from markupsafe import Markup
 
-from svda_jax import UserError, datasets, figures, runs
+from svda_jax import UserError, datasets, figures, parallel, runs
 from svda_jax.config import flatten
 from svda_jax.indicators import INDICATORS
 from svda_jax.maps import look
@@ -130,28 +130,32 @@ def _look_at_images(workdir, config):
     """Attention and mistakes on the evaluation split, or why there are none."""
     try:
         run = runs.load(workdir)
-        builder = datasets.find_builder(config.dataset.name, config.dataset.data_dir)
-        examples = datasets.read_split(builder, config.dataset, "eval_split")
+        data = datasets.load(
+            config.dataset,
+            "eval",
+            batch_size=_BATCH,
+            mesh=parallel.create_mesh(jax.local_devices()[:1]),
+            obtain=False,
+        )
+        graphdef, params = nnx.split(run.model, nnx.Param)
+        probabilities, labels, places = _predict(graphdef, params, data)
     except UserError as error:
         return str(error)
-    names, images = examples.class_names, examples.images
-    graphdef, params = nnx.split(run.model, nnx.Param)
-    probabilities = _predict(graphdef, params, images)
     predicted = probabilities.argmax(-1)
 
     def title(i):
         share = probabilities[i, predicted[i]]
-        return f"true: {names[examples.labels[i]]}\n{names[predicted[i]]} ({share:.0%})"
+        true, best = data.class_names[labels[i]], data.class_names[predicted[i]]
+        return f"true: {true}\n{best} ({share:.0%})"
 
-    shown = range(min(NUM_PICTURED, len(images)))
+    shown = range(min(NUM_PICTURED, len(labels)))
+    images, _ = data.get(places[: len(shown)])
     _, maps, rollout = jax.device_get(
-        jax.jit(functools.partial(look, graphdef=graphdef))(
-            params, images[: len(shown)]
-        )
+        jax.jit(functools.partial(look, graphdef=graphdef))(params, images)
     )
     titles = [title(i) for i in shown]
     # Worst first: the least probability given to the true class.
-    given = probabilities[np.arange(len(images)), examples.labels]
+    given = probabilities[np.arange(len(labels)), labels]
     worst = np.argsort(given, kind="stable")[:NUM_WORST]
     return _Images(
         attention=[
@@ -159,30 +163,30 @@ def _look_at_images(workdir, config):
             for i in shown
         ],
         rollout=_picture(
-            figures.rollouts(images[: len(shown)], rollout, titles), "attention rollout"
+            figures.rollouts(images, rollout, titles), "attention rollout"
         ),
         worst=_picture(
-            figures.gallery(images[worst], [title(i) for i in worst]),
+            figures.gallery(data.get(places[worst])[0], [title(i) for i in worst]),
             "worst-classified images",
         ),
-        num_wrong=int(np.sum(predicted != examples.labels)),
-        num_images=len(images),
+        num_wrong=int(np.sum(predicted != labels)),
+        num_images=len(labels),
     )
 
 
-def _predict(graphdef, params, images):
-    """Class probabilities `[n, C]` of images `[n, ...]`, batch by batch."""
+def _predict(graphdef, params, data):
+    """Class probabilities `[n, C]` of a split's images, labels and places `[n]`."""
 
     @jax.jit
     def predict(params, images):
         return jax.nn.softmax(nnx.merge(graphdef, params)(images)[0])
 
-    batches = []
-    for start in range(0, len(images), _BATCH):
-        batch = images[start : start + _BATCH]
-        padded = np.concatenate([batch, batch[:1].repeat(_BATCH - len(batch), 0)])
-        batches.append(np.asarray(predict(params, padded))[: len(batch)])
-    return np.concatenate(batches)
+    batches = [
+        (predict(params, batch["image"]), batch["label"], batch["mask"])
+        for batch in data.eval_batches()
+    ]
+    probabilities, labels, mask = map(np.concatenate, zip(*batches, strict=True))
+    return probabilities[mask], labels[mask], np.flatnonzero(mask)
 
 
 def _differing(described):
