@@ -74,40 +74,14 @@ def train_and_evaluate(config, workdir):
     eval_steps = steps_every(config.eval_every_epochs)
     checkpoint_steps = steps_every(config.checkpoint_every_epochs)
 
-    schedule = create_schedule(
-        config.learning_rate,
-        num_steps=num_steps,
-        warmup_steps=round(config.warmup_fraction * num_steps),
-    )
-    optimizer = create_optimizer(
-        schedule,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        spectrum_lr_scale=config.spectrum_lr_scale,
+    schedule, init, step_ = create_training(
+        config, model_config, num_steps=num_steps, mesh=mesh
     )
     graphdef = create_graphdef(model_config)
     init_key, order_key, step_key, noise_key = jax.device_put(
         list(jax.random.split(jax.random.key(config.seed), 4)), whole
     )
-    init = functools.partial(
-        create_train_state, model_config, optimizer, ema=config.ema_decay > 0
-    )
     abstract_state = jax.eval_shape(init, init_key)
-    train_step_ = parallel.pmap(
-        functools.partial(
-            train_step,
-            graphdef=graphdef,
-            optimizer=optimizer,
-            augment=create_augment(config.augment),
-            label_smoothing=config.label_smoothing,
-            orthonormality_weight=config.orthonormality_weight,
-            accumulate_steps=config.accumulate_steps,
-            ema_decay=config.ema_decay,
-        ),
-        mesh,
-        split_argnums=(1,),
-        donate_argnums=(0,),
-    )
     evaluate = create_evaluate(
         eval_data,
         graphdef,
@@ -135,7 +109,7 @@ def train_and_evaluate(config, workdir):
         if step:
             print(f"resuming at step {step:,} of {num_steps:,}")
         else:
-            state = jax.jit(init, out_shardings=whole)(init_key)
+            state = init(init_key)
         history = History(workdir, last_step=step, attrs=console.describe_devices(mesh))
         events = stack.enter_context(EventWriter(workdir, config, last_step=step))
         bar = stack.enter_context(console.progress_bar(num_steps, step, batch_size))
@@ -143,7 +117,7 @@ def train_and_evaluate(config, workdir):
         clock = _Clock()
         in_flight = collections.deque()
         for batch in train_data.train_batches(order_key, step):
-            state, finite = train_step_(state, batch, step_key)
+            state, finite = step_(state, batch, step_key)
             step += 1
             in_flight.append((step, finite))
             due = step in eval_steps or step in checkpoint_steps
@@ -182,6 +156,50 @@ def train_and_evaluate(config, workdir):
             if step == num_steps:
                 break
     console.say_end(workdir, train_data, eval_data)
+
+
+def create_training(config, model_config, *, num_steps, mesh):
+    """The start and the step of the training that a config describes.
+
+    Args:
+      config: as from `configs/default.py`.
+      model_config: from `validate`.
+      num_steps: of the whole run.
+      mesh: from `parallel.create_mesh`.
+
+    Returns:
+      The learning rate by step; a compiled function from a PRNG key to a `TrainState`;
+      and the compiled `train_step`, from state, batch and PRNG key.
+    """
+    schedule = create_schedule(
+        config.learning_rate,
+        num_steps=num_steps,
+        warmup_steps=round(config.warmup_fraction * num_steps),
+    )
+    optimizer = create_optimizer(
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        spectrum_lr_scale=config.spectrum_lr_scale,
+    )
+    init = functools.partial(
+        create_train_state, model_config, optimizer, ema=config.ema_decay > 0
+    )
+    step = functools.partial(
+        train_step,
+        graphdef=create_graphdef(model_config),
+        optimizer=optimizer,
+        augment=create_augment(config.augment),
+        label_smoothing=config.label_smoothing,
+        orthonormality_weight=config.orthonormality_weight,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
+    return (
+        schedule,
+        jax.jit(init, out_shardings=parallel.replicated(mesh)),
+        parallel.pmap(step, mesh, split_argnums=(1,), donate_argnums=(0,)),
+    )
 
 
 def create_evaluate(data, graphdef, mesh, *, key, noise_scale):

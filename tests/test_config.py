@@ -2,11 +2,16 @@
 
 import pathlib
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
-from svda_jax import UserError
-from svda_jax.config import flatten, validate
+from svda_jax import UserError, parallel
+from svda_jax.config import validate
 from svda_jax.main import load_config
+from svda_jax.models.vit import ViT
+from svda_jax.train import create_training
 
 CONFIGS = sorted(
     path
@@ -15,12 +20,71 @@ CONFIGS = sorted(
 )
 
 
+# Parameters with SVDA, and of them those of sigma, which softmax attention has not.
+NUM_PARAMETERS = {
+    "cifar10": (2_698_954, 9 * 192),
+    "cifar100": (2_716_324, 9 * 192),
+    "digits": (136_266, 4 * 64),
+    "fashion_mnist": (206_218, 6 * 64),
+    "food101": (21_708_389, 12 * 384),
+    "imagenet100": (21_708_004, 12 * 384),
+}
+
+
+def test_every_config_is_counted():
+    assert sorted(path.stem for path in CONFIGS) == sorted(NUM_PARAMETERS)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_valid(path):
+def test_every_config_has_its_number_of_parameters(path):
     config = load_config(path)
-    model = validate(config, num_devices=1)
-    assert model.num_classes == config.dataset.num_classes
-    assert flatten(config)["model.width"] == model.width
+    expected, of_sigma = NUM_PARAMETERS[path.stem]
+    for attention, count in (("svda", expected), ("softmax", expected - of_sigma)):
+        config.model.attention = attention
+        model_config = validate(config, num_devices=1)
+        model = nnx.eval_shape(lambda c=model_config: ViT(c, rngs=nnx.Rngs(0)))
+        leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+        assert sum(leaf.size for leaf in leaves) == count
+        images = jax.ShapeDtypeStruct(
+            (
+                2,
+                model_config.image_size,
+                model_config.image_size,
+                model_config.channels,
+            ),
+            np.uint8,
+        )
+        logits, traces = nnx.eval_shape(lambda m, x: m(x), model, images)
+        assert logits.shape == (2, config.dataset.num_classes)
+        assert len(traces) == config.model.depth
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains(path, rng):
+    """Two steps, with its augmentation, on data of its shape; fewer layers."""
+    config = load_config(path)
+    config.batch_size = 2
+    config.model.depth = 2
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    model_config = validate(config, num_devices=1)
+    _, init, step = create_training(config, model_config, num_steps=9, mesh=mesh)
+    size, channels = model_config.image_size, model_config.channels
+    batch = {
+        "image": rng.integers(0, 256, (2, size, size, channels)).astype(np.uint8),
+        "label": np.array([0, model_config.num_classes - 1], np.int32),
+    }
+    state = init(jax.random.key(0))
+    before = jax.device_get(state.params)
+    for _ in range(2):
+        state, finite = step(state, batch, jax.random.key(1))
+        assert finite
+    assert state.step == 2
+    assert (state.ema is not None) == (config.ema_decay > 0)
+    moved = jax.tree.map(
+        lambda a, b: np.any(a != b), before, jax.device_get(state.params)
+    )
+    assert moved["head"]["kernel"]
+    assert moved["patch_embed"]["projection"]["kernel"]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +115,10 @@ def test_every_config_is_valid(path):
         ({"dataset__channels": 2}, "dataset.channels=2 must be 1 or 3"),
         ({"dataset__holdout": 1.0}, "dataset.holdout=1.0 must be at least 0 and less"),
         ({"dataset__min_crop_area": 0.0}, "min_crop_area=0.0 must be more than 0 and"),
-        ({"dataset__eval_crop": 1.1}, "eval_crop=1.1 must be more than 0 and at most 1"),
+        (
+            {"dataset__eval_crop": 1.1},
+            "eval_crop=1.1 must be more than 0 and at most 1",
+        ),
         ({"dataset__num_threads": 0}, "dataset.num_threads=0 must be positive"),
         ({"dataset__num_workers": -1}, "num_workers=-1 must not be negative"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),

@@ -13,6 +13,7 @@ import sys
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from svda_jax import parallel
 from svda_jax.datasets.images import (
@@ -92,6 +93,8 @@ class Streaming:
         batches = grain.MapDataset.source(reader).batch(share)[first_step:]
         batches = batches.to_iter_dataset(options)
         if num_workers:
+            if not flags.FLAGS.is_parsed():  # Grain's own, at their defaults
+                flags.FLAGS.mark_as_parsed()
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=num_workers)
             )

@@ -1,0 +1,17 @@
+"""Food-101: the model and recipe of configs/imagenet100.py.
+
+Model: 21.7 M parameters, ViT-S/16 at 224 x 224.
+Data: 75,750 images to train on, 25,250 to evaluate, by TFDS (download 4.7 GB).
+Measured: not yet run; a run needs an accelerator.
+Command: python -m svda_jax.main --config=configs/food101.py
+"""
+
+from configs import imagenet100
+
+
+def get_config():
+    """What differs from `configs/imagenet100.py`."""
+    config = imagenet100.get_config()
+    config.dataset.name = "food101"
+    config.dataset.num_classes = 101
+    return config
