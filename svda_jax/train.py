@@ -116,7 +116,8 @@ def train_and_evaluate(config, workdir):
 
         clock = _Clock()
         in_flight = collections.deque()
-        for batch in train_data.train_batches(order_key, step):
+        batches = train_data.train_batches(order_key, step)
+        for batch in stack.enter_context(contextlib.closing(batches)):
             state, finite = step_(state, batch, step_key)
             step += 1
             in_flight.append((step, finite))

@@ -59,12 +59,15 @@ def test_every_config_has_its_number_of_parameters(path):
         assert len(traces) == config.model.depth
 
 
+@pytest.mark.parametrize(
+    "depth", [pytest.param(2, id=""), pytest.param(None, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains(path, rng):
-    """Two steps, with its augmentation, on data of its shape; fewer layers."""
+def test_every_config_trains(path, depth, rng):
+    """Two steps, with its augmentation, on data of its shape."""
     config = load_config(path)
     config.batch_size = 2
-    config.model.depth = 2
+    config.model.depth = depth or config.model.depth
     mesh = parallel.create_mesh(jax.devices()[:1])
     model_config = validate(config, num_devices=1)
     _, init, step = create_training(config, model_config, num_steps=9, mesh=mesh)

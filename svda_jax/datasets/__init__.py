@@ -76,6 +76,7 @@ def open_builder(name, data_dir="", *, obtain=True):
         prepare_builder(builder)
     else:
         _prepare_apart(name, data_dir)
+        builder = create_builder(name, data_dir)  # what another process wrote
     return builder
 
 
@@ -91,8 +92,9 @@ def create_builder(name, data_dir=""):
     except tfds.core.registered.DatasetNotFoundError:
         raise UserError(
             f"dataset.name={name} is neither a TFDS data set nor one of "
-            f"{list(BUILDERS)}, nor is an imported one of that name in "
-            f"{data_dir or tfds.core.constants.DATA_DIR}"
+            f"{list(BUILDERS)}, nor is there one of that name in "
+            f"{data_dir or tfds.core.constants.DATA_DIR}; a folder of images becomes "
+            f"one with python -m svda_jax.datasets.prepare {name} --from DIR"
         ) from None
 
 

@@ -16,6 +16,7 @@ import re
 import sys
 
 import tensorflow_datasets as tfds
+from absl import logging
 
 from svda_jax import UserError
 from svda_jax.datasets import create_builder, prepare_builder
@@ -78,6 +79,7 @@ def main(argv=None):
     parser.add_argument("--data_dir", help="where TFDS keeps data sets")
     parser.add_argument("--skip_corrupt", action="store_true")
     args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
     try:
         if args.source:
             builder = import_files(

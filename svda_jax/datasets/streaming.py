@@ -7,6 +7,7 @@ a function of the seed and the step alone, whatever the threads, the worker proc
 and the hosts, of which each reads its own share of every batch.
 """
 
+import contextlib
 import functools
 import sys
 
@@ -98,14 +99,13 @@ class Streaming:
             batches = batches.mp_prefetch(
                 grain.MultiprocessingOptions(num_workers=num_workers)
             )
-        for batch in batches:
-            self._check(batch.pop("corrupt"))
-            yield jax.tree.map(
-                functools.partial(
-                    jax.make_array_from_process_local_data, self._sharding
-                ),
-                batch,
-            )
+        to_devices = functools.partial(
+            jax.make_array_from_process_local_data, self._sharding
+        )
+        with contextlib.closing(iter(batches)) as iterator:  # ends threads and workers
+            for batch in iterator:
+                self._check(batch.pop("corrupt"))
+                yield jax.tree.map(to_devices, batch)
 
     def _check(self, corrupt):
         """Says which images were corrupt, or stops."""
