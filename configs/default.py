@@ -82,11 +82,12 @@ def get_config():
     dataset.mean = config_dict.required_placeholder(tuple)
     dataset.std = config_dict.required_placeholder(tuple)
     # False puts all images on the device, True decodes each when its turn comes. The
-    # rest is read when streaming: threads a process decodes in, and worker processes
-    # (0: in the training process); the least area of the random box an image is trained
-    # on; the side of the centre it is evaluated on, over its shorter side.
+    # rest is read when streaming: threads that a process decodes in (0: one a processor
+    # core) and worker processes (0: in the training process); the least area of the
+    # random box an image is trained on; the side of the centre it is evaluated on, over
+    # its shorter side.
     dataset.streaming = False
-    dataset.num_threads = 16
+    dataset.num_threads = 0
     dataset.num_workers = 0
     dataset.min_crop_area = 0.08
     dataset.eval_crop = 0.875

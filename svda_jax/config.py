@@ -22,7 +22,6 @@ _RULES = {
             "clip_norm",
             "eval_every_epochs",
             "checkpoint_every_epochs",
-            "dataset.num_threads",
         ),
     ),
     "must not be negative": (
@@ -31,6 +30,7 @@ _RULES = {
             "weight_decay",
             "spectrum_lr_scale",
             "orthonormality_weight",
+            "dataset.num_threads",
             "dataset.num_workers",
             "augment.crop_padding",
             "augment.rand_augment",

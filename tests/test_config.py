@@ -122,7 +122,7 @@ def test_every_config_trains(path, depth, rng):
             {"dataset__eval_crop": 1.1},
             "eval_crop=1.1 must be more than 0 and at most 1",
         ),
-        ({"dataset__num_threads": 0}, "dataset.num_threads=0 must be positive"),
+        ({"dataset__num_threads": -1}, "num_threads=-1 must not be negative"),
         ({"dataset__num_workers": -1}, "num_workers=-1 must not be negative"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),
         (

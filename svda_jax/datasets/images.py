@@ -134,18 +134,19 @@ def _crop(data, box, *, size, channels):
     elif shrink > 1:
         small = (math.ceil(width / shrink), math.ceil(height / shrink))
         pixels = cv2.resize(pixels, small, interpolation=cv2.INTER_AREA)
-    if (h, w) == (size, size):
-        return np.ascontiguousarray(pixels[top : top + h, left : left + w])
-    # Pixel x of the result covers left + x scale to left + (x + 1) scale.
-    scale = np.array([w, h]) / shrink / size
-    start = np.array([left, top]) / shrink + scale / 2 - 0.5
-    scaled = cv2.warpAffine(
-        pixels,
-        np.column_stack([np.diag(scale), start]),
-        (size, size),
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    if shrink == 1:
+        scaled = cv2.resize(pixels[top : top + h, left : left + w], (size, size))
+    else:  # the box need not begin with a pixel: three times slower
+        # Pixel x of the result covers left + x scale to left + (x + 1) scale.
+        scale = np.array([w, h]) / shrink / size
+        start = np.array([left, top]) / shrink + scale / 2 - 0.5
+        scaled = cv2.warpAffine(
+            pixels,
+            np.column_stack([np.diag(scale), start]),
+            (size, size),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
     return scaled.reshape(size, size, channels)
 
 

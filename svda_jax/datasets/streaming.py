@@ -9,6 +9,7 @@ and the hosts, of which each reads its own share of every batch.
 
 import contextlib
 import functools
+import os
 import sys
 
 import grain
@@ -85,7 +86,7 @@ class Streaming:
         )
 
     def _batches(self, reader, first_step=0, num_workers=0):
-        threads = self._config.num_threads
+        threads = self._config.num_threads or os.cpu_count()
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=threads + _AHEAD
         )
