@@ -17,7 +17,7 @@ def get_config():
     config = default.get_config()
     config.num_epochs = 300
     config.eval_every_epochs = 5
-    config.checkpoint_every_epochs = 5
+    config.checkpoint.every_epochs = 5
     config.ema_decay = 0.999
     config.model.drop_path = 0.1
     config.dataset.name = "cifar10"

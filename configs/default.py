@@ -34,10 +34,23 @@ def get_config():
     # Weight in the loss of the penalty on non-orthogonal query and key directions.
     config.orthonormality_weight = 0.0
 
-    # Epochs from one evaluation, and from one checkpoint, to the next. Both also come
-    # at the end of the run.
+    # Steps in a row whose loss or gradient is not finite and which are skipped; one
+    # more ends the run.
+    config.max_skipped_in_a_row = 10
+
+    # Epochs from one evaluation to the next; one also comes at the end of the run.
     config.eval_every_epochs = 1
-    config.checkpoint_every_epochs = 1
+
+    config.checkpoint = checkpoint = config_dict.ConfigDict()
+    # Epochs, steps and minutes from one checkpoint to the next, 0 is never; one also
+    # comes at the end of the run, and when SIGTERM or Ctrl-C asks to stop.
+    checkpoint.every_epochs = 1
+    checkpoint.every_steps = 0
+    checkpoint.every_minutes = 0.0
+    # Newest checkpoints kept; those at a multiple of so many steps are kept too, 0 is
+    # none.
+    checkpoint.keep_last = 2
+    checkpoint.keep_every_steps = 0
 
     config.model = model = config_dict.ConfigDict()
     # "svda" or "softmax".

@@ -17,7 +17,7 @@ def get_config():
     config.batch_size = 64
     config.learning_rate = 2e-3
     config.eval_every_epochs = 5
-    config.checkpoint_every_epochs = 50
+    config.checkpoint.every_epochs = 50
     config.model.patch_size = 2
     config.model.width = 64
     config.model.depth = 4

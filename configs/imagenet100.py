@@ -21,7 +21,7 @@ def get_config():
     config.batch_size = 512
     config.learning_rate = 5e-4
     config.eval_every_epochs = 5
-    config.checkpoint_every_epochs = 5
+    config.checkpoint.every_epochs = 5
     config.ema_decay = 0.9999
     config.model.patch_size = 16
     config.model.width = 384

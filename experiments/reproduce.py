@@ -63,7 +63,7 @@ def train(argv, num_seeds, folder):
     for seed in range(num_seeds):
         for attention in ATTENTIONS:
             options = [f"--config.seed={seed}", f"--config.model.attention={attention}"]
-            config, workdir = parse(["reproduce", *argv, *options])
+            config, workdir, _ = parse(["reproduce", *argv, *options])
             workdir = folder / workdir.name
             total = num_seeds * len(ATTENTIONS)
             print(f"\nrun {len(workdirs) + 1} of {total}: {workdir}", flush=True)

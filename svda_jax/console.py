@@ -7,14 +7,14 @@ from tqdm import tqdm
 from svda_jax import runs
 
 
-def progress_bar(num_steps, step, batch_size):
+def progress_bar(num_steps, step, batch_size, *, hidden=False):
     """A bar over all images of a run, with images/s and the time left."""
     return tqdm(
         total=num_steps * batch_size,
         initial=step * batch_size,
         unit=" images",
         unit_scale=True,
-        disable=None,  # where nobody looks: output that is not a terminal
+        disable=hidden or None,  # None: where the output is not a terminal
         leave=False,
     )
 

@@ -5,6 +5,11 @@
 Options of the config follow with a dot, such as --config.model.attention=softmax or
 --config.seed=1; configs/default.py explains each. --workdir=DIR is the run's folder, by
 default runs/<config>-<attention>-<seed>. The same line again resumes the run.
+
+Several processes, one on each host, train together with --distributed where Slurm, a
+TPU pod or the like tells them of each other, or with --coordinator_address=HOST:PORT
+--num_processes=N --process_id=I. When one is lost the others end after
+--heartbeat_seconds, by default 100.
 """
 
 import difflib
@@ -18,6 +23,14 @@ from ml_collections import config_dict, config_flags
 from svda_jax import UserError
 from svda_jax.config import flatten
 
+_PROCESSES = (
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+    "distributed",
+    "heartbeat_seconds",
+)
+
 
 def main(argv):
     """Runs the command line; a user's mistake ends in one line and exit code 1."""
@@ -25,10 +38,12 @@ def main(argv):
         print(__doc__)
         return
     try:
-        config, workdir = parse(argv)
-        from svda_jax.train import train_and_evaluate  # seconds, for a good line only
+        config, workdir, processes = parse(argv)
+        from svda_jax.processes import initialize  # seconds, for a good line only
+        from svda_jax.train import train_and_evaluate
 
         logging.set_verbosity(logging.ERROR)
+        initialize(**processes)
         train_and_evaluate(config, workdir)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
@@ -43,7 +58,8 @@ def parse(argv):
       argv: the program's name and its arguments.
 
     Returns:
-      The config, with what the command line overrides, and the workdir.
+      The config, with what the command line overrides; the workdir; and the arguments
+      of `processes.initialize`.
 
     Raises:
       UserError: an argument, or the config file, is not what it should be.
@@ -53,6 +69,11 @@ def parse(argv):
     _check_keys(argv, config)
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+    flags.DEFINE_string("coordinator_address", None, "host:port", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "of the run", 1, flag_values=values)
+    flags.DEFINE_integer("process_id", None, "of this one", 0, flag_values=values)
+    flags.DEFINE_bool("distributed", False, "join a cluster", flag_values=values)
+    flags.DEFINE_integer("heartbeat_seconds", 100, "limit", 1, flag_values=values)
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     try:
         rest = values(argv)
@@ -61,7 +82,8 @@ def parse(argv):
     if len(rest) > 1:
         raise UserError(f"unexpected {rest[1]}; an option looks like --config.seed=1")
     name = f"{pathlib.Path(path).stem}-{config.model.attention}-{config.seed}"
-    return config, pathlib.Path(values.workdir or pathlib.Path("runs", name))
+    workdir = pathlib.Path(values.workdir or pathlib.Path("runs", name))
+    return config, workdir, {name: values[name].value for name in _PROCESSES}
 
 
 def load_config(path):

@@ -6,7 +6,9 @@ history.nc      every evaluation's measurements, one labelled xarray data set
 events.out...   the same and more for TensorBoard
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -69,9 +71,6 @@ def load(workdir):
     model_config = vit_config(config)
     graphdef = create_graphdef(model_config)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise UserError(f"{workdir} has no checkpoint yet")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         params = jax.eval_shape(
             lambda: nnx.to_pure_dict(
@@ -79,7 +78,11 @@ def load(workdir):
             )
         )
         name = "ema" if config.ema_decay else "params"
-        restored = checkpoints.restore(step, {name: params}, device)
+        step, restored = checkpoints.restore_newest(
+            {name: params}, device, set_aside=False
+        )
+    if not restored:
+        raise UserError(f"{workdir} has no checkpoint yet")
     return Run(
         config=config,
         model=nnx.merge(graphdef, restored[name]),
@@ -135,6 +138,25 @@ def check_workdir(config, workdir):
             )
 
 
+@contextlib.contextmanager
+def hold(workdir):
+    """Keeps other processes from training in workdir, which holds a run.
+
+    The lock goes with the process, however that ends.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with open(config_path(workdir)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {workdir}") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 def create_workdir(config, workdir):
     """Makes the folder with its config.json, unless they are there.
 
@@ -145,9 +167,7 @@ def create_workdir(config, workdir):
     try:
         os.makedirs(workdir, exist_ok=True)
         if not path.exists():
-            write_atomically(
-                path, json.dumps(config.to_dict(), indent=2).encode() + b"\n"
-            )
+            write_atomically(path, json.dumps(config.to_dict(), indent=2).encode())
         elif not os.access(workdir, os.W_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:
@@ -155,10 +175,17 @@ def create_workdir(config, workdir):
 
 
 def write_atomically(path, data):
-    """Writes a file so that at any moment the old or the new one is there, whole."""
+    """Writes a file so that at any moment the old or the new one is there, whole.
+
+    Raises:
+      UserError: it cannot be written; the old one stays.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
 def _jsonable(values):

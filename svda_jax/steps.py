@@ -31,7 +31,9 @@ class TrainState:
     """All that changes while training.
 
     Attributes:
-      step: int32, updates made so far.
+      step: int32, batches seen so far.
+      skipped: int32, how many of them were skipped, their loss or gradient not finite.
+      skipped_in_a_row: int32, how many of the last ones.
       params: the model's parameters, float32, as nested dicts.
       opt_state: the optimizer's state.
       ema: moving average of params, or None where none is kept.
@@ -39,6 +41,8 @@ class TrainState:
     """
 
     step: jax.Array
+    skipped: jax.Array
+    skipped_in_a_row: jax.Array
     params: Any
     opt_state: Any
     ema: Any
@@ -69,6 +73,8 @@ def create_train_state(config, optimizer, key, *, ema=False):
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params) if ema else None,
@@ -126,8 +132,8 @@ def train_step(
         so that the average forgets the first parameters.
 
     Returns:
-      The new state, and whether loss and gradient were finite. Where they were not,
-      the state is the old one.
+      The new state, and its `skipped_in_a_row`: 0 where loss and gradient were finite.
+      Where they were not, parameters, their average and the optimizer stay.
     """
     num_images = len(batch["label"])
     first = jax.lax.axis_index(AXIS) * num_images
@@ -179,13 +185,21 @@ def train_step(
         ema = optax.incremental_update(params, ema, 1 - decay)
     updated = TrainState(
         step=state.step + 1,
+        skipped=state.skipped,
+        skipped_in_a_row=jnp.zeros_like(state.skipped),
         params=params,
         opt_state=opt_state,
         ema=ema,
         metrics=state.metrics.merge(metrics),
     )
-    state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-    return state, finite
+    skipped = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        skipped=state.skipped + 1,
+        skipped_in_a_row=state.skipped_in_a_row + 1,
+    )
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), updated, skipped)
+    return state, state.skipped_in_a_row
 
 
 def eval_step(params, batch, key, *, graphdef, noise_scale):

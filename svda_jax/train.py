@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 
-from svda_jax import UserError, console, datasets, parallel, runs
+from svda_jax import UserError, console, datasets, parallel, processes, runs
 from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import validate
 from svda_jax.datasets.augment import create_augment
@@ -44,10 +44,10 @@ def train_and_evaluate(config, workdir):
       workdir: the run's folder; `svda_jax.runs` says what it will hold.
 
     Raises:
-      UserError: the config, the data set or workdir is not what it should be. Nothing
-        has been compiled or written then.
-      FloatingPointError: loss or gradient was not finite; the message names the step
-        and the last checkpoint.
+      UserError: the config, the data set or workdir is not what it should be, and
+        nothing has been compiled or written then; or workdir cannot be written later.
+      FloatingPointError: loss or gradient was not finite more often in a row than
+        allowed; the message names the step and the last checkpoint.
     """
     mesh = parallel.create_mesh()
     whole = parallel.replicated(mesh)
@@ -66,13 +66,16 @@ def train_and_evaluate(config, workdir):
 
     def steps_every(epochs):
         """The steps at which that many epochs, twice as many, ... and all are done."""
-        return {
-            math.ceil(min(done, config.num_epochs) * num_images / batch_size)
-            for done in range(epochs, config.num_epochs + epochs, epochs)
-        }
+        ends = range(epochs, config.num_epochs, epochs) if epochs else ()
+        return {num_steps, *(math.ceil(e * num_images / batch_size) for e in ends)}
 
     eval_steps = steps_every(config.eval_every_epochs)
-    checkpoint_steps = steps_every(config.checkpoint_every_epochs)
+    policy = config.checkpoint
+    checkpoint_steps = steps_every(policy.every_epochs)
+    if policy.every_steps:
+        checkpoint_steps |= set(
+            range(policy.every_steps, num_steps, policy.every_steps)
+        )
 
     schedule, init, step_ = create_training(
         config, model_config, num_steps=num_steps, mesh=mesh
@@ -92,44 +95,68 @@ def train_and_evaluate(config, workdir):
 
     picture = _create_picture(eval_data, graphdef)
 
+    primary = processes.is_primary()
+
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(runs.checkpoints_path(workdir)))
-        step = last_saved = checkpoints.latest_step() or 0
-        if step:
-            restored = checkpoints.restore(step, vars(abstract_state), whole)
-            state = TrainState(**restored)
+        stop = stack.enter_context(processes.StopSignal())
+        new = not runs.config_path(workdir).exists()
+        if primary and not new:
+            stack.enter_context(runs.hold(workdir))
+        checkpoints = Checkpoints(
+            runs.checkpoints_path(workdir),
+            keep_last=policy.keep_last,
+            keep_every_steps=policy.keep_every_steps,
+        )
+        stack.enter_context(checkpoints)
+        step, restored = checkpoints.restore_newest(vars(abstract_state), whole)
+        last_saved = step
         runs.check_workdir(config, workdir)
         if step >= num_steps:
             console.say_finished(workdir)
             return
-        runs.create_workdir(config, workdir)
-        console.say_start(
-            config, workdir, mesh, abstract_state.params, train_data, eval_data
-        )
-        if step:
-            print(f"resuming at step {step:,} of {num_steps:,}")
-        else:
-            state = init(init_key)
-        history = History(workdir, last_step=step, attrs=console.describe_devices(mesh))
-        events = stack.enter_context(EventWriter(workdir, config, last_step=step))
-        bar = stack.enter_context(console.progress_bar(num_steps, step, batch_size))
+        if primary:
+            runs.create_workdir(config, workdir)
+            if new:
+                stack.enter_context(runs.hold(workdir))
+            history = History(
+                workdir, last_step=step, attrs=console.describe_devices(mesh)
+            )
+            events = stack.enter_context(EventWriter(workdir, config, last_step=step))
+            console.say_start(
+                config, workdir, mesh, abstract_state.params, train_data, eval_data
+            )
+            if step:
+                print(f"resuming at step {step:,} of {num_steps:,}")
+        processes.synchronize("workdir")
+        state = TrainState(**restored) if restored else init(init_key)
+        bar = console.progress_bar(num_steps, step, batch_size, hidden=not primary)
+        stack.enter_context(bar)
 
         clock = _Clock()
+        saved_at = time.monotonic()
         in_flight = collections.deque()
         batches = train_data.train_batches(order_key, step)
         for batch in stack.enter_context(contextlib.closing(batches)):
-            state, finite = step_(state, batch, step_key)
+            state, skipped = step_(state, batch, step_key)
             step += 1
-            in_flight.append((step, finite))
-            due = step in eval_steps or step in checkpoint_steps
+            in_flight.append((step, skipped))
+            stopping = stop.reached(step)
+            save = step in checkpoint_steps or stopping
+            if policy.every_minutes and not save:
+                minutes = (time.monotonic() - saved_at) / 60
+                save = processes.agree(minutes >= policy.every_minutes, step)
+            due = step in eval_steps or save
             while len(in_flight) > (0 if due else MAX_IN_FLIGHT):
-                done, finite = in_flight.popleft()
-                if not finite:
+                done, skipped = in_flight.popleft()
+                if skipped > config.max_skipped_in_a_row:
                     good = checkpoints.path / str(last_saved) if last_saved else "none"
                     raise FloatingPointError(
                         f"loss or gradient is not finite at step {done} (learning rate "
-                        f"{schedule(done - 1):.3g}); last good checkpoint: {good}"
+                        f"{schedule(done - 1):.3g}), {skipped} in a row; last good "
+                        f"checkpoint: {good}"
                     )
+                if skipped and primary:
+                    bar.write(f"step {done:,} skipped: loss or gradient is not finite")
                 bar.update(batch_size)
                 clock.tick(batch_size)
             if step in eval_steps:
@@ -138,25 +165,36 @@ def train_and_evaluate(config, workdir):
                     **{f"train_{k}": v for k, v in state.metrics.compute().items()},
                     **evaluate(state.eval_params),
                     "learning_rate": schedule(step - 1),
+                    "skipped_steps": state.skipped,
                     "images_per_second": rate,
                     "epoch_seconds": num_images / rate,
                 }
                 empty = jax.device_put(Metrics.empty(), whole)
                 state = dataclasses.replace(state, metrics=empty)
                 epoch = step * batch_size / num_images
-                history.append(step, epoch, values)
-                events.write(step, values)
-                bar.write(console.evaluation_line(step, epoch, values))
-            if step in checkpoint_steps:
+                if primary:
+                    history.append(step, epoch, values)
+                    events.write(step, values)
+                    bar.write(console.evaluation_line(step, epoch, values))
+            if save:
                 checkpoints.save(step, vars(state))
-                last_saved = step
+                last_saved, saved_at = step, time.monotonic()
                 if step in eval_steps:
-                    events.write_pictures(step, values, *picture(state.eval_params))
+                    pictures = picture(state.eval_params)
+                    if primary:
+                        events.write_pictures(step, values, *pictures)
             if due:
                 clock = _Clock()
-            if step == num_steps:
+            if step == num_steps or stopping:
                 break
-    console.say_end(workdir, train_data, eval_data)
+    if not primary:
+        return
+    if step < num_steps:
+        print(
+            f"stopped at step {step:,} of {num_steps:,}, saved; the same line goes on"
+        )
+    else:
+        console.say_end(workdir, train_data, eval_data)
 
 
 def create_training(config, model_config, *, num_steps, mesh):

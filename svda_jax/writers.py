@@ -1,11 +1,16 @@
 """What a run leaves to look at: its history, and events for TensorBoard."""
 
-import numpy as np
-import tensorboardX
-import xarray as xr
-from tensorboardX.summary import hparams
+import contextlib
+import pathlib
+import time
 
-from svda_jax import figures
+import numpy as np
+import xarray as xr
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from svda_jax import UserError, figures
 from svda_jax.config import flatten
 from svda_jax.indicators import INDICATORS
 from svda_jax.runs import history_path, read_history, write_atomically
@@ -22,6 +27,7 @@ VARIABLES = {
     "eval_loss": ((), "nats", "cross-entropy, mean over the evaluation split"),
     "eval_accuracy": ((), "fraction", "accuracy on the evaluation split"),
     "learning_rate": ((), "1", "learning rate of the last step"),
+    "skipped_steps": ((), "1", "steps skipped so far, loss or gradient not finite"),
     "images_per_second": ((), "1/s", "images trained on, without evaluation"),
     "epoch_seconds": ((), "s", "time that an epoch of training takes at that rate"),
     "orthonormality": (
@@ -51,6 +57,7 @@ SCALARS = {
     "train/loss": "train_loss",
     "train/accuracy": "train_accuracy",
     "train/learning_rate": "learning_rate",
+    "train/skipped_steps": "skipped_steps",
     "train/images_per_second": "images_per_second",
     "eval/loss": "eval_loss",
     "eval/accuracy": "eval_accuracy",
@@ -119,37 +126,50 @@ class EventWriter:
     """
 
     def __init__(self, workdir, config, *, last_step):
-        self._writer = tensorboardX.SummaryWriter(
-            str(workdir),
-            purge_step=last_step + 1 if last_step else None,
+        self._workdir = workdir
+        # Not tensorboardX's SummaryWriter: its thread dies of a full disk, and what
+        # waits for it waits for ever.
+        self._file = EventsWriter(
+            str(pathlib.Path(workdir, "events")),
             filename_suffix=f".{last_step}",  # else the same name within a second
         )
+        if last_step:
+            start = SessionLog(status=SessionLog.START)
+            self._add(last_step + 1, session_log=start)
         values = {
             key: value if isinstance(value, (str, bool, int, float)) else str(value)
             for key, value in flatten(config).items()
         }
-        for summary in hparams(values, {"eval/loss": None, "eval/accuracy": None}):
-            self._writer.file_writer.add_summary(summary)
+        metrics = {"eval/loss": None, "eval/accuracy": None}
+        for description in summary.hparams(values, metrics):
+            self._add(0, summary=description)
+        self._flush()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc_info):
-        self._writer.close()
+        with contextlib.suppress(OSError):  # all that was written is flushed
+            self._file.close()
 
     def write(self, step, values):
-        """Writes the numbers of an evaluation, given as to `History.append`."""
+        """Writes the numbers of an evaluation, given as to `History.append`.
+
+        Raises:
+          UserError: the file cannot be written.
+        """
         for tag, name in SCALARS.items():
-            self._writer.add_scalar(tag, float(values[name]), step)
+            self._add_scalar(step, tag, values[name])
         for name, indicator in zip(INDICATORS, values["indicators"], strict=True):
-            self._writer.add_scalar(f"indicators/{name}", indicator.mean(), step)
+            self._add_scalar(step, f"indicators/{name}", indicator.mean())
             for layer, heads in enumerate(indicator, start=1):
                 tag = f"indicators/{name}/layer_{layer}"
-                self._writer.add_scalar(tag, heads.mean(), step)
+                self._add_scalar(step, tag, heads.mean())
         for layer, spectrum in enumerate(values["spectrum"], start=1):
             tag = f"spectrum/layer_{layer}"
-            self._writer.add_histogram(tag, np.asarray(spectrum).ravel(), step)
-        self._writer.flush()
+            values_ = np.asarray(spectrum).ravel()
+            self._add(step, summary=summary.histogram(tag, values_, bins=30))
+        self._flush()
 
     def write_pictures(self, step, values, images, maps, titles):
         """Draws an evaluation.
@@ -173,5 +193,23 @@ class EventWriter:
             pictures[f"attention/image_{i}"] = picture
         for tag, figure in pictures.items():
             rgb = figures.to_rgb(figure)
-            self._writer.add_image(tag, rgb, step, dataformats="HWC")
-        self._writer.flush()
+            self._add(step, summary=summary.image(tag, rgb, dataformats="HWC"))
+        self._flush()
+
+    def _add_scalar(self, step, tag, value):
+        self._add(step, summary=summary.scalar(tag, float(value)))
+
+    def _add(self, step, **content):
+        event = Event(wall_time=time.time(), step=step, **content)
+        self._guard(self._file.write_event, event)
+
+    def _flush(self):
+        self._guard(self._file.flush)
+
+    def _guard(self, function, *args):
+        try:
+            function(*args)
+        except OSError as error:
+            raise UserError(
+                f"cannot write events to {self._workdir}: {error.strerror}"
+            ) from None

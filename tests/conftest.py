@@ -141,7 +141,7 @@ def make_config(data_dir):
             "num_epochs": 2,
             "batch_size": 32,
             "eval_every_epochs": 1,
-            "checkpoint_every_epochs": 1,
+            "checkpoint__every_epochs": 1,
             "model__width": 16,
             "model__depth": 2,
             "model__num_heads": 2,

@@ -1,12 +1,25 @@
 """Saving and restoring, and the refusal of another model's checkpoint."""
 
+import collections
+import contextlib
+import random
+import resource
+import shutil
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svda_jax import UserError
+from svda_jax import UserError, checkpoint
 from svda_jax.checkpoint import Checkpoints
+
+# What is left of Orbax's reads that failed complains when it is deleted. On the screen
+# that is kept from a user; pytest has a hook of its own.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 
 SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -32,7 +45,7 @@ def saved(tmp_path, state):
 
 def restore(path, target):
     with Checkpoints(path) as checkpoints:
-        return checkpoints.restore(7, jax.eval_shape(lambda: target), SHARDING)
+        return checkpoints.restore_newest(jax.eval_shape(lambda: target), SHARDING)[1]
 
 
 def test_leaving_waits_for_the_save_and_restoring_gives_the_same(saved, state):
@@ -47,18 +60,192 @@ def test_some_entries_can_be_restored_alone(saved, state):
     jax.tree.map(np.testing.assert_array_equal, restored, {"params": state["params"]})
 
 
-def test_the_newest_are_kept(tmp_path, state):
-    with Checkpoints(tmp_path, max_to_keep=2) as checkpoints:
-        for step in (1, 2, 3):
+def test_the_newest_and_each_multiple_are_kept(tmp_path, state):
+    with Checkpoints(tmp_path, keep_last=2, keep_every_steps=4) as checkpoints:
+        for step in range(1, 12):
             checkpoints.save(step, state)
-        assert checkpoints.latest_step() == 3
-    assert {path.name for path in tmp_path.iterdir()} == {"2", "3"}
+        assert checkpoints.steps()[0] == 11
+    assert {path.name for path in tmp_path.iterdir()} == {"4", "8", "10", "11"}
 
 
 def test_looking_makes_no_folder(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        assert checkpoints.latest_step() is None
+        assert checkpoints.restore_newest({}, SHARDING) == (0, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_buffers_may_be_given_away_while_a_save_is_under_way(tmp_path):
+    bump = jax.jit(lambda x: x + 1, donate_argnums=0)
+    array = jnp.zeros((1000, 100))
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(1, 6):
+            array = bump(array)
+            checkpoints.save(step, {"params": array})
+            for _ in range(20):
+                array = bump(array)
+    restored = restore(tmp_path, {"params": array})["params"]
+    assert (restored == 4 * 21 + 1).all()
+
+
+@pytest.fixture
+def two(tmp_path, state):
+    """A folder with checkpoints 7 and 8, of other values."""
+    other = jax.tree.map(lambda x: x + 1, state)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(7, other)
+        checkpoints.save(8, state)
+    return tmp_path / "checkpoints", {7: other, 8: state}
+
+
+def test_a_flipped_bit_in_the_data_is_found_and_said(two, capfd):
+    path, states = two
+    # The arrays lie in the largest file of d/; tensorstore itself reads it happily.
+    data = max((path / "8/state/d").iterdir(), key=lambda file: file.stat().st_size)
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 16
+    data.write_bytes(content)
+    with Checkpoints(path) as checkpoints:
+        step, restored = checkpoints.restore_newest(
+            jax.eval_shape(lambda: states[8]), SHARDING
+        )
+        assert step == 7
+        jax.tree.map(np.testing.assert_array_equal, restored, states[7])
+        captured = capfd.readouterr()
+        assert f"checkpoint {path / '8'} is damaged: " in captured.out
+        assert "it is now 8.damaged" in captured.out
+        assert captured.err == ""
+        checkpoints.save(8, states[8])  # its place is free again
+    assert {p.name for p in path.iterdir()} == {"7", "8", "8.damaged"}
+
+
+def test_readers_leave_a_damaged_checkpoint_where_it_is(two):
+    path, states = two
+    (path / "8/manifest/metadata").write_text("{}")
+    with Checkpoints(path) as checkpoints:
+        step, _ = checkpoints.restore_newest(
+            jax.eval_shape(lambda: states[8]), SHARDING, set_aside=False
+        )
+    assert step == 7
+    assert {p.name for p in path.iterdir()} == {"7", "8"}
+
+
+@pytest.mark.parametrize("set_aside", [True, False])
+def test_where_all_are_damaged_nothing_begins_anew(two, set_aside):
+    path, states = two
+    for step in (7, 8):
+        (path / f"{step}/manifest/metadata").unlink()
+    for _ in range(2):  # the second time they lie aside already
+        with (
+            Checkpoints(path) as checkpoints,
+            pytest.raises(
+                UserError, match=r"every checkpoint in .* is damaged; to begin"
+            ),
+        ):
+            checkpoints.restore_newest(
+                jax.eval_shape(lambda: states[8]), SHARDING, set_aside=set_aside
+            )
+
+
+@pytest.mark.parametrize(
+    ("first", "count"), [(0, 30), pytest.param(30, 200, marks=pytest.mark.slow)]
+)
+def test_fuzz(two, tmp_path, capfd, first, count):
+    """Whatever byte changes or is missing: exactly one of the saved states, or 7's."""
+    path, states = two
+    files = sorted(f.relative_to(path) for f in (path / "8").rglob("*") if f.is_file())
+    rng = random.Random(first)
+    target = jax.eval_shape(lambda: states[8])
+    found = collections.Counter()
+    for i in range(count):
+        folder = tmp_path / f"fuzz{i}"
+        shutil.copytree(path, folder)
+        file = folder / rng.choice(files)
+        data = bytearray(file.read_bytes())
+        if rng.random() < 0.5:
+            data = data[: rng.randrange(max(len(data), 1))]
+        elif data:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        file.write_bytes(data)
+        with Checkpoints(folder) as checkpoints:
+            step, restored = checkpoints.restore_newest(target, SHARDING)
+        jax.tree.map(np.testing.assert_array_equal, restored, states[step])
+        captured = capfd.readouterr()
+        assert captured.err == ""
+        assert captured.out.count("is damaged") == (step == 7)
+        found[step] += 1
+    assert found[7] > count / 6  # else it damages nothing
+
+
+def test_verify_lists_and_names_what_a_run_goes_on_from(two, capsys):
+    path, _ = two
+    checkpoint.main(["verify", str(path.parent)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[:2]] == ["8", "7"]
+    assert all(line.endswith("MB  good") for line in lines[:2])
+    assert lines[2] == "a run would go on from step 8"
+    (path / "8/manifest/metadata").unlink()
+    checkpoint.main(["verify", str(path.parent)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "MB  damaged: " in lines[0]
+    assert lines[2] == "a run would go on from step 7"
+    (path / "7/manifest/metadata").unlink()
+    with pytest.raises(SystemExit, match="no good checkpoint; a run would stop here"):
+        checkpoint.main(["verify", str(path.parent)])
+    with pytest.raises(SystemExit, match="nowhere has no checkpoints"):
+        checkpoint.main(["verify", "nowhere"])
+
+
+@pytest.fixture
+def full_disk():
+    """A context manager under which no file can grow beyond 100 bytes."""
+
+    @contextlib.contextmanager
+    def full_disk():
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return full_disk
+
+
+MESSAGE = r"cannot write a checkpoint to .*; what was saved before stays, up to step 2"
+
+
+@pytest.mark.parametrize("told_by", ["the next save", "leaving"])
+def test_a_save_that_fails_is_said_and_earlier_ones_stay(
+    tmp_path, state, full_disk, told_by
+):
+    def save(checkpoints):
+        with full_disk():
+            checkpoints.save(3, state)
+            if told_by == "the next save":
+                checkpoints.save(4, state)
+            else:
+                checkpoints.__exit__(None, None, None)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.save(2, state)
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(UserError, match=MESSAGE):
+        save(checkpoints)
+    with Checkpoints(tmp_path) as checkpoints:
+        step, _ = checkpoints.restore_newest(jax.eval_shape(lambda: state), SHARDING)
+        assert step == 2
+
+
+def test_folder_removed_under_the_run(tmp_path, state):
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    checkpoints.save(1, state)
+    checkpoints._manager.wait_until_finished()
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(UserError, match="cannot write a checkpoint"):
+        checkpoints.save(2, state)
 
 
 @pytest.mark.parametrize(

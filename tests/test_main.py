@@ -50,7 +50,8 @@ def test_a_mistake_ends_in_one_line(argv, message, monkeypatch):
 def test_options_override_the_config(flag, monkeypatch):
     monkeypatch.chdir(ROOT)
     options = ["--config.model.attention=softmax", "--config.seed=3"]
-    config, workdir = main.parse(["main", *options, *flag, "--config.dataset.std=(2,)"])
+    argv = ["main", *options, *flag, "--config.dataset.std=(2,)"]
+    config, workdir, _ = main.parse(argv)
     assert config.model.attention == "softmax"
     assert config.seed == 3
     assert config.dataset.std == (2,)

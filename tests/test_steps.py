@@ -70,8 +70,8 @@ def run(config, batch, num_steps=5, **options):
     create, step = compile_step(config, **options)
     state = create()
     for _ in range(num_steps):
-        state, finite = step(state, batch, jax.random.key(1))
-        assert finite
+        state, skipped = step(state, batch, jax.random.key(1))
+        assert skipped == 0
     assert step._cache_size() == 1
     return jax.device_get(state.params), float(state.metrics.compute()["loss"])
 
@@ -198,17 +198,26 @@ def test_moving_average_of_the_parameters(make_model_config, batch):
     assert_trees_equal(state.params, plain)
 
 
-def test_nonfinite_step_changes_nothing(make_model_config, batch):
+def test_a_step_that_is_not_finite_is_skipped_and_counted(make_model_config, batch):
     create, step = compile_step(make_model_config())
-    state, finite = step(create(), batch, jax.random.key(1))
-    assert finite
+    state, skipped = step(create(), batch, jax.random.key(1))
+    assert skipped == 0
     before = jax.device_get(state)
     poisoned = jax.tree.map(lambda x: x, before.params)
     poisoned["head"]["bias"] = poisoned["head"]["bias"] * np.nan
     poisoned = dataclasses.replace(before, params=poisoned)
-    after, finite = step(poisoned, batch, jax.random.key(1))
-    assert not finite
-    assert_trees_equal(jax.device_get(after), jax.device_get(poisoned))
+    for count in (1, 2):
+        after, skipped = step(poisoned, batch, jax.random.key(1))
+        after = jax.device_get(after)
+        assert skipped == after.skipped_in_a_row == after.skipped == count
+        assert after.step == poisoned.step + 1
+        for name in ("params", "opt_state", "metrics"):
+            assert_trees_equal(getattr(after, name), getattr(poisoned, name))
+        poisoned = after
+    mended = dataclasses.replace(poisoned, params=before.params)
+    after, skipped = step(mended, batch, jax.random.key(1))
+    assert skipped == after.skipped_in_a_row == 0
+    assert after.skipped == 2
 
 
 @pytest.mark.parametrize("num_devices", [1, 4])

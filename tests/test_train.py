@@ -1,7 +1,9 @@
 """Training as a whole: what it leaves, resuming, stopping, refusing."""
 
+import dataclasses
 import json
 import os
+import re
 
 import jax
 import numpy as np
@@ -78,7 +80,9 @@ def test_the_moving_average_is_what_is_evaluated(finished, tmp_path):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params = load_params(finished)
     with checkpoints:
-        restored = checkpoints.restore(10, {"params": params, "ema": params}, device)
+        _, restored = checkpoints.restore_newest(
+            {"params": params, "ema": params}, device
+        )
     jax.tree.map(np.testing.assert_array_equal, params, restored["ema"])
     assert (params["head"]["kernel"] != restored["params"]["head"]["kernel"]).any()
 
@@ -119,35 +123,60 @@ def test_resumed_run_equals_the_uninterrupted_one(
     assert resumed.identical(whole)
 
 
-def test_nonfinite_loss_stops_and_names_the_last_good_checkpoint(
-    make_config, tmp_path, monkeypatch
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the loss of given steps not a number."""
+    real = train.create_training
+
+    def poison(*steps):
+        def create_training(*args, **kwargs):
+            schedule, init, step = real(*args, **kwargs)
+
+            def poisoned(state, batch, key):
+                number = int(state.step) + 1
+                if number in steps:
+                    nan = jax.tree.map(lambda x: x * np.nan, state.params)
+                    held = jax.device_get(state.params)
+                    state = dataclasses.replace(state, params=nan)
+                    state, skipped = step(state, batch, key)
+                    whole = state.step.sharding
+                    return (
+                        dataclasses.replace(state, params=jax.device_put(held, whole)),
+                        skipped,
+                    )
+                return step(state, batch, key)
+
+            return schedule, init, poisoned
+
+        monkeypatch.setattr(train, "create_training", create_training)
+
+    return poison
+
+
+def test_steps_that_are_not_finite_are_skipped_said_and_counted(
+    make_config, tmp_path, poison, capsys
 ):
-    real = train.create_augment
+    poison(2, 5, 6)
+    train_and_evaluate(make_config(max_skipped_in_a_row=2), tmp_path / "run")
+    out = capsys.readouterr().out
+    for step in (2, 5, 6):
+        assert f"step {step} skipped: loss or gradient is not finite" in out
+    history = read_history(tmp_path / "run")
+    np.testing.assert_array_equal(history["skipped_steps"], [1, 3])  # at 4 and 7
+    assert np.isfinite(history["eval_loss"]).all()
 
-    def poison_later(config):
-        from jax import numpy as jnp
 
-        augment = real(config)
-
-        def poisoned(images, targets, keys):
-            # One image in 2000, by its key, turns into not-a-number.
-            bad = jax.vmap(lambda key: jax.random.bernoulli(key, 1 / 2000))(keys)
-            images, targets = augment(images, targets, keys)
-            images = images.astype(jnp.float32)
-            return jnp.where(bad[:, None, None, None], jnp.nan, images), targets
-
-        return poisoned
-
-    monkeypatch.setattr(train, "create_augment", poison_later)
-    config = make_config(num_epochs=30, eval_every_epochs=30)
+def test_too_many_in_a_row_stop_and_name_the_last_good_checkpoint(
+    make_config, tmp_path, poison
+):
+    poison(5, 6, 7)
     with pytest.raises(FloatingPointError) as error:
-        train_and_evaluate(config, tmp_path / "run")
-    message = str(error.value)
-    assert "not finite at step" in message
-    step = int(message.split("at step ")[1].split()[0])
-    saved = sorted(int(p.name) for p in (tmp_path / "run/checkpoints").iterdir())
-    assert saved[-1] < step
-    assert message.endswith(f"checkpoints/{saved[-1]}")
+        train_and_evaluate(make_config(max_skipped_in_a_row=2), tmp_path / "run")
+    assert re.fullmatch(
+        r"loss or gradient is not finite at step 7 \(learning rate \S+\), 3 in a row; "
+        r"last good checkpoint: .*run/checkpoints/4",
+        str(error.value),
+    )
 
 
 @pytest.mark.parametrize(
