@@ -1,0 +1,174 @@
+"""Whole programs that are started, killed, stopped, and compared at their end."""
+
+import os
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from svda_jax import runs
+from svda_jax.checkpoint import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# A small model with all that is random switched on, and little data.
+OPTIONS = {
+    "num_epochs": 8,
+    "batch_size": 32,
+    "eval_every_epochs": 1,
+    "ema_decay": 0.9,
+    "checkpoint.every_epochs": 1,
+    "model.width": 16,
+    "model.depth": 1,
+    "model.num_heads": 2,
+    "model.mlp_dim": 16,
+    "model.patch_size": 4,
+    "model.dropout": 0.1,
+    "model.drop_path": 0.1,
+    "dataset.train_split": "train[:500]",
+    "dataset.eval_split": "test[:77]",
+    "augment.crop_padding": 1,
+    "augment.erase": 0.25,
+    "augment.mixup": 0.5,
+}
+
+
+class Program:
+    """Starts training programs that share a data folder and a compile cache.
+
+    Args:
+      folder: for both.
+      num_devices: CPU devices a process has.
+      options: of the config, beside `OPTIONS`.
+    """
+
+    def __init__(self, folder, *, num_devices=1, **options):
+        self.folder = folder
+        self.processes = []
+        self.options = {**OPTIONS, "dataset.data_dir": folder / "tfds", **options}
+        flags = [  # compiles in half the time
+            "--xla_backend_optimization_level=0",
+            f"--xla_force_host_platform_device_count={num_devices}",
+        ]
+        self.environment = {
+            **os.environ,
+            "XLA_FLAGS": " ".join(flags),
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def start(self, workdir, *flags, **options):
+        """A running program; its output is `stdout`, errors beside it."""
+        options = {**self.options, **options}
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "svda_jax.main",
+                "--config=configs/digits.py",
+                f"--workdir={workdir}",
+                *flags,
+                *(f"--config.{key}={value}" for key, value in options.items()),
+            ],
+            cwd=ROOT,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def close(self):
+        """Kills what a test that failed left running."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+    def start_pair(self, workdir, *flags, **options):
+        """Two processes that train together over the loopback device."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        return [
+            self.start(
+                workdir,
+                f"--coordinator_address={address}",
+                "--num_processes=2",
+                f"--process_id={i}",
+                *flags,
+                **options,
+            )
+            for i in range(2)
+        ]
+
+    def finish(self, workdir, *flags, **options):
+        """Runs it to the end; its output."""
+        return finish(self.start(workdir, *flags, **options))
+
+
+def finish(program, code=0):
+    """Waits for a program; its output."""
+    out, _ = program.communicate(timeout=300)
+    assert program.returncode == code, out
+    return out
+
+
+def read_until(program, text):
+    """Reads a program's output until a line holds that text; False at its end."""
+    return any(text in line for line in program.stdout)
+
+
+def kill_until_finished(program, workdir, num_kills, seed):
+    """Kills a run at random moments, starting it again each time; then lets it end.
+
+    The moments are after the start of the preparation, of the compilation, or of an
+    evaluation, and some tenths of a second.
+
+    Returns:
+      How many were killed.
+    """
+    rng = random.Random(seed)
+    killed = 0
+    while killed < num_kills:
+        process = program.start(workdir)
+        where = rng.choice(["preparing", "workdir", "epoch", "epoch", "epoch"])
+        if read_until(process, where):
+            time.sleep(rng.uniform(0, 0.5))
+        process.kill()
+        process.communicate()
+        killed += process.returncode == -9
+    program.finish(workdir)
+    return killed
+
+
+def state_of(workdir):
+    """Every array of the newest checkpoint, by name, and its step."""
+    with Checkpoints(runs.checkpoints_path(workdir)) as checkpoints:
+        step = checkpoints.steps()[0]
+        state = checkpoints.read(step)
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return step, {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def assert_same_run(workdir, expected):
+    """Checkpoint and history are the same bit for bit, but for times."""
+    (step, state), (expected_step, expected_state) = map(state_of, (workdir, expected))
+    assert step == expected_step
+    assert state.keys() == expected_state.keys()
+    assert any("opt_state" in name for name in state)
+    assert any("ema" in name for name in state)
+    for name, array in state.items():
+        np.testing.assert_array_equal(array, expected_state[name], err_msg=name)
+    timed = ["images_per_second", "epoch_seconds"]
+    history, other = (
+        runs.read_history(path).drop_vars(timed) for path in (workdir, expected)
+    )
+    assert history.identical(other)

@@ -1,0 +1,176 @@
+"""Programs that are killed, stopped, run twice: nothing is lost, all is said."""
+
+import contextlib
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from faults import Program, assert_same_run, finish, kill_until_finished, read_until
+
+from svda_jax import runs
+
+
+@pytest.fixture(scope="module")
+def create_program(tmp_path_factory):
+    """Makes a `Program`; those of one number of devices share their folder."""
+    with contextlib.ExitStack() as stack:
+        folder = tmp_path_factory.mktemp("program")
+
+        def create(**options):
+            return stack.enter_context(contextlib.closing(Program(folder, **options)))
+
+        yield create
+
+
+@pytest.fixture(scope="module")
+def program(create_program):
+    return create_program()
+
+
+@pytest.fixture(scope="module")
+def whole(program):
+    """A run that nothing disturbed."""
+    program.finish(program.folder / "whole")
+    return program.folder / "whole"
+
+
+@pytest.mark.parametrize(
+    ("num_kills", "num_devices", "streaming"),
+    [
+        pytest.param(3, 1, False, id="default"),
+        pytest.param(10, 4, False, marks=pytest.mark.slow, id="4 devices"),
+        pytest.param(10, 1, True, marks=pytest.mark.slow, id="streaming"),
+    ],
+)
+def test_killed_anywhere_ends_the_same(
+    create_program, tmp_path, num_kills, num_devices, streaming
+):
+    program = create_program(
+        num_devices=num_devices,
+        **{
+            "dataset.streaming": streaming,
+            "dataset.min_crop_area": 0.5,
+            "dataset.data_dir": tmp_path / "tfds",  # to be prepared, and killed at it
+        },
+    )
+    killed = kill_until_finished(program, tmp_path / "killed", num_kills, seed=0)
+    assert killed == num_kills
+    program.finish(tmp_path / "whole")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_and_says_how_to_go_on(program, whole, tmp_path, number):
+    process = program.start(tmp_path / "run", **{"checkpoint.every_epochs": 0})
+    assert read_until(process, "epoch    2.0")
+    process.send_signal(number)
+    out = finish(process)
+    assert "saved; the same line goes on" in out
+    step = int(out.split("stopped at step ")[1].split()[0])
+    assert (tmp_path / "run/checkpoints" / str(step)).is_dir()
+    config = tmp_path / "run/config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"every_epochs": 0', '"every_epochs": 1'))
+    assert "resuming at step" in program.finish(tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_two_runs_in_one_workdir(program, tmp_path):
+    first = program.start(tmp_path / "run", num_epochs=1000)
+    assert read_until(first, "epoch")
+    second = program.start(tmp_path / "run", num_epochs=1000)
+    out = finish(second, code=1)
+    assert out == f"error: another process is training in {tmp_path / 'run'}\n"
+    first.kill()
+    first.communicate()
+    # What a killed run leaves is no obstacle.
+    third = program.start(tmp_path / "run", num_epochs=1000)
+    assert read_until(third, "resuming at step")
+    third.kill()
+    third.communicate()
+
+
+def test_folder_removed_under_the_run(program, tmp_path):
+    process = program.start(tmp_path / "run", num_epochs=1000)
+    assert read_until(process, "epoch    2.0")
+    (tmp_path / "run").rename(tmp_path / "gone")
+    out = finish(process, code=1)
+    last = out.splitlines()[-1]
+    assert last.startswith("error: cannot write ")
+    assert "Traceback" not in out
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_read_only_under_the_run(program, tmp_path):
+    process = program.start(tmp_path / "run", num_epochs=1000)
+    assert read_until(process, "epoch    2.0")
+    (tmp_path / "run").chmod(0o500)
+    out = finish(process, code=1)
+    assert out.splitlines()[-1].startswith("error: cannot write ")
+
+
+def losses(workdir):
+    history = runs.read_history(workdir)
+    return history[["train_loss", "eval_loss"]].to_array().values
+
+
+@pytest.fixture(scope="module")
+def two_devices_whole(create_program, program):
+    """The run that two processes of one device, or one of two, make."""
+    create_program(num_devices=2).finish(program.folder / "two")
+    return program.folder / "two"
+
+
+def test_two_processes_train_as_one_and_one_writes(
+    program, two_devices_whole, tmp_path
+):
+    first, second = map(finish, program.start_pair(tmp_path / "run"))
+    assert "epoch    8.0" in first
+    assert second == ""
+    # Sums over devices are added in another order than inside one process.
+    np.testing.assert_allclose(
+        losses(tmp_path / "run"), losses(two_devices_whole), rtol=1e-4
+    )
+    history = runs.read_history(tmp_path / "run")
+    assert history.sizes["step"] == 8
+    # 77 images, which two devices do not divide: each counts once.
+    right = history["eval_accuracy"].values * 77
+    np.testing.assert_allclose(right, right.round(), atol=1e-4)
+    names = [path.name.split(".")[0] for path in (tmp_path / "run").iterdir()]
+    assert sorted(names) == ["checkpoints", "config", "events", "history"]
+
+
+def test_sigterm_to_one_process_stops_both_at_one_step_and_one_goes_on(
+    create_program, program, two_devices_whole, tmp_path
+):
+    pair = program.start_pair(tmp_path / "run")
+    assert read_until(pair[0], "epoch    2.0")
+    pair[1].send_signal(signal.SIGTERM)
+    first, _ = map(finish, pair)
+    assert "saved; the same line goes on" in first
+    two = create_program(num_devices=2)
+    assert "resuming at step" in two.finish(tmp_path / "run")
+    np.testing.assert_allclose(
+        losses(tmp_path / "run"), losses(two_devices_whole), rtol=1e-4
+    )
+
+
+def test_a_killed_peer_ends_the_other_and_the_pair_resumes(
+    program, two_devices_whole, tmp_path
+):
+    pair = program.start_pair(
+        tmp_path / "run", "--heartbeat_seconds=10", num_epochs=1000
+    )
+    assert read_until(pair[0], "epoch    2.0")
+    pair[1].kill()
+    start = time.monotonic()
+    pair[0].communicate(timeout=120)
+    assert pair[0].returncode != 0
+    assert time.monotonic() - start < 60  # the timeout, and detection on a busy machine
+    pair = program.start_pair(tmp_path / "run", num_epochs=1000)
+    assert read_until(pair[0], "resuming at step")
+    for process in pair:
+        process.kill()
+        process.communicate()
