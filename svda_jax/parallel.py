@@ -5,6 +5,7 @@ axis: arrays are global, the state replicated, a batch split along its first axi
 """
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
@@ -18,6 +19,16 @@ def create_mesh(devices=None):
 def replicated(mesh):
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree, mesh):
+    """Puts arrays, the same in every process, whole on every device."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(
+            replicated(mesh), np.asarray(x)
+        ),
+        tree,
+    )
 
 
 def split(mesh):

@@ -81,9 +81,10 @@ def train_and_evaluate(config, workdir):
         config, model_config, num_steps=num_steps, mesh=mesh
     )
     graphdef = create_graphdef(model_config)
-    init_key, order_key, step_key, noise_key = jax.device_put(
-        list(jax.random.split(jax.random.key(config.seed), 4)), whole
-    )
+    init_key, order_key, step_key, noise_key = jax.jit(
+        lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)),
+        out_shardings=whole,
+    )(np.uint32(config.seed))
     abstract_state = jax.eval_shape(init, init_key)
     evaluate = create_evaluate(
         eval_data,
@@ -169,7 +170,7 @@ def train_and_evaluate(config, workdir):
                     "images_per_second": rate,
                     "epoch_seconds": num_images / rate,
                 }
-                empty = jax.device_put(Metrics.empty(), whole)
+                empty = parallel.replicate(Metrics.empty(), mesh)
                 state = dataclasses.replace(state, metrics=empty)
                 epoch = step * batch_size / num_images
                 if primary:

@@ -88,9 +88,9 @@ class Program:
     def close(self):
         """Kills what a test that failed left running."""
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-                process.communicate()
+            process.kill()
+            process.wait()
+            process.stdout.close()
 
     def start_pair(self, workdir, *flags, **options):
         """Two processes that train together over the loopback device."""

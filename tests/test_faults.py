@@ -128,7 +128,7 @@ def test_two_processes_train_as_one_and_one_writes(
 ):
     first, second = map(finish, program.start_pair(tmp_path / "run"))
     assert "epoch    8.0" in first
-    assert second == ""
+    assert all(line.startswith("[Gloo]") for line in second.splitlines())
     # Sums over devices are added in another order than inside one process.
     np.testing.assert_allclose(
         losses(tmp_path / "run"), losses(two_devices_whole), rtol=1e-4

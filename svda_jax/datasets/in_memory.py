@@ -55,8 +55,8 @@ class InMemory:
         images, labels, self.class_names, self.skipped = examples
         self.num_images = len(labels)
         self.batch_size = batch_size
-        self._data = jax.device_put({"image": images, "label": labels}, whole)
-        self._whole = whole
+        self._data = parallel.replicate({"image": images, "label": labels}, mesh)
+        self._mesh = mesh
         self._order = jax.jit(
             functools.partial(_two_epochs, num_images=self.num_images),
             out_shardings=whole,
@@ -79,7 +79,7 @@ class InMemory:
         while True:
             epoch, offset = divmod(position, self.num_images)
             order = self._order(key, np.int32(epoch))
-            start = jax.device_put(np.int32(offset), self._whole)
+            start = parallel.replicate(np.int32(offset), self._mesh)
             while position < (epoch + 1) * self.num_images:
                 batch, start = self._take_train(self._data, order, start)
                 position += self.batch_size
@@ -135,7 +135,7 @@ def decode_split(split, config):
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(read, range(len(split))))
-    if skipped and not config.skip_corrupt:
+    if not config.skip_corrupt and skipped:
         raise corrupt_image(skipped[min(skipped)])
     for place in sorted(skipped):
         print(f"skipping a corrupt image: {skipped[place]}", flush=True)

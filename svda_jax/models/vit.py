@@ -101,6 +101,10 @@ class ViTConfig:
                 self,
                 f"must have one value for each of dataset.channels={self.channels}",
             )
+            numbers = all(
+                isinstance(v, (int, float)) and abs(v) < math.inf for v in values
+            )
+            _require(numbers, f"dataset.{name}", self, "must be finite numbers")
         _require(min(self.std) > 0, "dataset.std", self, "must be positive")
 
     @property

@@ -1,0 +1,158 @@
+"""Every key of a config: its wrong values are refused, and something reads it."""
+
+import collections
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from svda_jax import main, runs, train
+from svda_jax.config import flatten
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = main.load_config(ROOT / "configs/digits.py")
+DEFAULTS = flatten(DIGITS)
+# Any folder may hold data sets.
+KEYS = sorted(DEFAULTS.keys() - {"dataset.data_dir"})
+
+WORDS = st.from_regex(r"zz[a-z]{1,9}", fullmatch=True)
+NUMBERS = st.one_of(
+    WORDS,
+    st.integers(max_value=-1).map(str),
+    st.floats(max_value=-1e-3, allow_nan=False, allow_infinity=False).map(repr),
+    st.sampled_from(["nan", "inf", "-inf"]),
+)
+
+
+def wrong_values(value):
+    """Texts for the command line that no key with a default like value can take."""
+    if isinstance(value, (bool, str)):
+        return WORDS
+    if isinstance(value, (int, float)):
+        return NUMBERS
+    numbers = st.floats(0.1, 1).map(lambda number: f"({number},{number})")  # two
+    return st.one_of(WORDS, numbers, st.sampled_from(["(nan,)", "()", "(inf,)"]))
+
+
+@st.composite
+def wrong_options(draw):
+    key = draw(st.sampled_from(KEYS))
+    return key, draw(wrong_values(DEFAULTS[key]))
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(option=wrong_options())
+def test_a_wrong_value_ends_in_one_line_that_names_its_key(
+    option, data_dir, tmp_path, monkeypatch
+):
+    key, value = option
+    monkeypatch.chdir(ROOT)
+
+    def compiles(*args, **kwargs):
+        raise AssertionError(f"{key}={value} reached training")
+
+    monkeypatch.setattr(train, "create_training", compiles)
+    with pytest.raises(SystemExit) as exit_:
+        main.main(
+            [
+                "main",
+                "--config=configs/digits.py",
+                f"--workdir={tmp_path / 'run'}",
+                f"--config.dataset.data_dir={data_dir}",
+                f"--config.{key}={value}",
+            ]
+        )
+    said = str(exit_.value)
+    assert said.startswith("error: ")
+    assert key in said
+    assert "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_generator_reaches_every_key():
+    """Each example above is one of these; 200 draws on so many keys are enough."""
+    assert len(KEYS) < 60
+    seen = collections.Counter()
+
+    @settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+    @given(option=wrong_options())
+    def draw(option):
+        seen[option[0]] += 1
+
+    draw()
+    assert set(seen) == set(KEYS)
+
+
+@pytest.fixture
+def keys_read(monkeypatch):
+    """The keys that were read, but for those reads that go through all keys."""
+    read = set()
+    sections = {}
+    real = ConfigDict.__getitem__
+
+    def getitem(self, key):
+        value = real(self, key)
+        caller = sys._getframe(1)
+        if caller.f_code.co_name == "__getattr__":
+            caller = caller.f_back
+        if caller.f_code.co_filename.startswith(str(ROOT)):
+            prefix = sections.get(id(self), "")
+            if isinstance(value, ConfigDict):
+                sections[id(value)] = f"{prefix}{key}."
+            elif caller.f_code.co_name != "flatten":
+                read.add(f"{prefix}{key}")
+        return value
+
+    monkeypatch.setattr(ConfigDict, "__getitem__", getitem)
+    return read
+
+
+def test_every_key_is_read_by_a_run(keys_read, make_config, tmp_path, monkeypatch):
+    """Two runs of two steps, which compile nothing, with all that can be on."""
+    create_training = train.create_training
+
+    def create_idle_training(*args, **kwargs):
+        schedule, init, step = create_training(*args, **kwargs)
+
+        def idle(*args):
+            jax.eval_shape(step, *args)
+            return args[0], np.int32(0)
+
+        return schedule, init, idle
+
+    monkeypatch.setattr(train, "create_training", create_idle_training)
+    monkeypatch.setattr(train, "create_evaluate", lambda *args, **kwargs: None)
+    monkeypatch.setattr(train.Checkpoints, "save", lambda *args: None)
+    monkeypatch.setattr(train, "History", lambda *args, **kwargs: None)
+    monkeypatch.setattr(train.parallel, "create_mesh", one_device(train.parallel))
+    stop = iter([False, True, False, True])
+    monkeypatch.setattr(
+        train.processes.StopSignal, "reached", lambda self, step: next(stop)
+    )
+    for streaming in (False, True):
+        config = make_config(
+            augment__rand_augment=1,
+            checkpoint__every_minutes=60.0,
+            checkpoint__every_steps=100,
+            dataset__streaming=streaming,
+        )
+        train.train_and_evaluate(config, tmp_path / str(streaming))
+    expected = set(flatten(runs.load_config(tmp_path / "True")))
+    # The model's keys are the fields of ViTConfig, all of them and no others.
+    expected = {key for key in expected if not key.startswith("model.")}
+    assert expected - keys_read == set()
+
+
+def one_device(parallel):
+    create_mesh = parallel.create_mesh
+    return lambda: create_mesh(jax.devices()[:1])
