@@ -1,8 +1,10 @@
-"""Whole programs that are started, killed, stopped, and compared at their end."""
+"""Training programs that are started, killed, stopped, hindered, and compared."""
 
 import os
 import pathlib
 import random
+import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -172,3 +174,64 @@ def assert_same_run(workdir, expected):
         runs.read_history(path).drop_vars(timed) for path in (workdir, expected)
     )
     assert history.identical(other)
+
+
+def stop(program, workdir, number, seed=0):
+    """Asks a run to stop at a random moment after its second evaluation; its output."""
+    process = program.start(workdir)
+    read_until(process, "epoch    2.0")
+    time.sleep(random.Random(seed).uniform(0, 0.3))
+    process.send_signal(number)
+    return finish(process)
+
+
+def fill_disk(program, workdir):
+    """Lets no file of a run grow from its second evaluation on; its last line."""
+    process = program.start(workdir)
+    read_until(process, "epoch    2.0")
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))
+    out = finish(process, code=1)
+    assert "Traceback" not in out, out
+    return out.splitlines()[-1]
+
+
+def remove_folder(program, workdir):
+    """Takes a run's folder away after its second evaluation; its last line."""
+    process = program.start(workdir, num_epochs=1000)
+    read_until(process, "epoch    2.0")
+    workdir.rename(workdir.with_suffix(".gone"))
+    out = finish(process, code=1)
+    assert "Traceback" not in out, out
+    return out.splitlines()[-1]
+
+
+def damage(checkpoints, folder, rng):
+    """Copies a folder of checkpoints and damages one byte or the length of a file.
+
+    The file is one of the newest checkpoint's.
+    """
+    shutil.copytree(checkpoints, folder)
+    newest = max((p for p in folder.iterdir() if p.name.isdigit()), key=step_of)
+    file = rng.choice(sorted(f for f in newest.rglob("*") if f.is_file()))
+    data = bytearray(file.read_bytes())
+    if rng.random() < 0.5:
+        data = data[: rng.randrange(max(len(data), 1))]
+    elif data:
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+
+
+def step_of(path):
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name)
+
+
+def kill_peer(program, workdir):
+    """Kills one of two processes; seconds until the other has ended by itself."""
+    pair = program.start_pair(workdir, "--heartbeat_seconds=10", num_epochs=1000)
+    read_until(pair[0], "epoch    2.0")
+    pair[1].kill()
+    start = time.monotonic()
+    pair[0].communicate(timeout=120)
+    assert pair[0].returncode != 0
+    return time.monotonic() - start
