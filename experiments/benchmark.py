@@ -1,7 +1,8 @@
 """Measures what a claim about cost rests on; one command a table.
 
-    python -m experiments.benchmark indicators
     python -m experiments.benchmark augment
+    python -m experiments.benchmark checkpoint
+    python -m experiments.benchmark indicators
     python -m experiments.benchmark input
 
 Variants are timed in turn, in one process, and compared by the ratio of neighbours, so
@@ -60,7 +61,7 @@ def indicators(repeats):
         "tokens, float32. Median ratio of neighbouring pairs and its quartiles, "
         f"{repeats} rounds; peak memory as XLA plans it, temporaries and outputs.",
         "",
-        *_where("indicators"),
+        *where("indicators"),
         "| attention | time | same against itself | memory | logits |",
         "|---|---|---|---|---|",
     ]
@@ -160,7 +161,7 @@ def augment(repeats):
         "augmentation, all compiled into the step, over one without any. Median ratio "
         f"of neighbouring steps and quartiles, {repeats} rounds.",
         "",
-        *_where("augment"),
+        *where("augment"),
         "| crop, flip, RandAugment, erasing, mixup, cutmix | same against itself |",
         "|---|---|",
         f"| {_ratio(seconds['with'], seconds['without'])} "
@@ -168,118 +169,62 @@ def augment(repeats):
     ]
 
 
-def input_(repeats):
-    """Images a second that streaming decodes, by threads and worker processes."""
-    from configs import imagenet100
-    from svda_jax import datasets, parallel
-    from svda_jax.datasets.prepare import import_files
+def checkpoint(repeats):
+    """What a checkpoint adds to a run of configs/digits.py at its settings."""
+    from configs import digits
+    from svda_jax import parallel
+    from svda_jax.checkpoint import Checkpoints
+    from svda_jax.config import validate
+    from svda_jax.train import create_training
 
-    size, batch_size, num_batches = 224, 64, 24
+    num_images, num_steps = 1437, 100
+    config = digits.get_config()
     mesh = parallel.create_mesh()
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, size=(64, 8, 8, 1)).astype(np.uint8),
+        "label": rng.integers(0, 10, size=64).astype(np.int32),
+    }
+    batch = jax.device_put(batch, parallel.split(mesh))
+    key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
+    model_config = validate(config, num_devices=mesh.size)
+    _, init, step = create_training(config, model_config, num_steps=999, mesh=mesh)
+    state = init(key)
+    number = 0
 
-    def ours(num_threads, num_workers):
-        config = imagenet100.get_config().dataset
-        config.update(name="photographs", data_dir=f"{folder}/tfds", num_classes=2)
-        config.update(num_threads=num_threads, num_workers=num_workers)
-        data = datasets.load(config, "train", batch_size=batch_size, mesh=mesh)
-        return data.train_batches(jax.random.key(0), 0)
+    def run(save):
+        """A hundred steps, after the start of a save if so."""
+        nonlocal state, number
+        number += 1
+        if save:
+            checkpoints.save(number, vars(state))
+        for i in range(num_steps):
+            state, _ = step(state, batch, key)
+            if i % 8 == 0:
+                jax.block_until_ready(state)
+        return state.step
 
-    with tempfile.TemporaryDirectory() as folder:
-        num_bytes = _write_photographs(pathlib.Path(folder, "files"))
-        import_files("photographs", f"{folder}/files", f"{folder}/tfds")
-        variants = {
-            f"Grain, {threads} threads, {workers} worker processes": functools.partial(
-                ours, threads, workers
-            )
-            for threads, workers in ((1, 0), (2, 0), (4, 0), (1, 1), (1, 2))
-        }
-        if importlib.util.find_spec("tensorflow"):
-            variants["tf.data, AUTOTUNE"] = functools.partial(
-                _tf_data, f"{folder}/files", size, batch_size
-            )
-        rates = {name: [] for name in variants}
-        for _ in range(repeats):
-            for name, create in variants.items():
-                batches = create()
-                for i, _ in zip(range(num_batches), batches, strict=False):
-                    if i == num_batches // 3:  # what was decoded ahead is used up
-                        start = time.perf_counter()
-                counted = num_batches - 1 - num_batches // 3
-                rate = counted * batch_size / (time.perf_counter() - start)
-                rates[name].append(rate)
-                batches.close()
-    first = np.median(next(iter(rates.values())))
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        with_save, without = functools.partial(run, True), functools.partial(run, False)
+        seconds = measure({"without": without, "with": with_save}, repeats)
+    added = np.median(seconds["with"] - seconds["without"])
+    steps = config.checkpoint.every_epochs * num_images / config.batch_size
+    between = steps * np.median(seconds["without"]) / num_steps
     return [
-        "# Throughput of the streaming pipeline",
+        "# Cost of a checkpoint",
         "",
-        f"JPEGs of 500 x 375, {num_bytes / 1000:.0f} kB on average, read, decoded, "
-        f"cropped at random and scaled to {size} x {size}, in batches of {batch_size} "
-        f"on the device. Median of {repeats} rounds, with the lowest and the highest. "
-        "tf.data reads the same files one by one, decodes only the crop "
-        "(decode_and_crop_jpeg) and scales it linearly.",
+        f"What a save adds to the {num_steps} steps after it, median of {repeats} "
+        "neighbouring pairs, and that over the time between two saves of "
+        f"configs/digits.py ({config.checkpoint.every_epochs} epochs).",
         "",
-        *_where("input"),
-        "| | images/s | lowest, highest | over one thread |",
-        "|---|---|---|---|",
-        *(
-            f"| {name} | {np.median(rate):,.0f} | {min(rate):,.0f}, {max(rate):,.0f} "
-            f"| {np.median(rate) / first:.2f} |"
-            for name, rate in rates.items()
-        ),
+        *where("checkpoint"),
+        "| added | between two saves | share |",
+        "|---|---|---|",
+        f"| {1000 * added:.0f} ms | {between:.1f} s | {100 * added / between:.2f} % |",
     ]
 
 
-def _write_photographs(folder):
-    """Writes 512 JPEGs in two classes; returns their mean size in bytes."""
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    rng = np.random.default_rng(0)
-    sizes = []
-    for label, photograph in enumerate(load_sample_images().images):
-        (folder / "train" / str(label)).mkdir(parents=True)
-        for i in range(256):
-            left, top = rng.integers(640 - 500), rng.integers(427 - 375)
-            picture = Image.fromarray(photograph[top : top + 375, left : left + 500])
-            path = folder / "train" / str(label) / f"{i}.jpg"
-            picture.save(path, quality=95)
-            sizes.append(path.stat().st_size)
-    return np.mean(sizes)
-
-
-def _tf_data(folder, size, batch_size):
-    """The peer: the same files, crops of the same distribution, by tf.data."""
-    import tensorflow as tf
-
-    def crop(path):
-        data = tf.io.read_file(path)
-        shape = tf.io.extract_jpeg_shape(data)
-        begin, extent, _ = tf.image.sample_distorted_bounding_box(
-            shape,
-            tf.zeros([1, 0, 4]),
-            area_range=(0.08, 1.0),
-            aspect_ratio_range=(3 / 4, 4 / 3),
-            max_attempts=10,
-            use_image_if_no_bounding_boxes=True,
-        )
-        window = tf.concat([begin[:2], extent[:2]], 0)
-        image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
-        return tf.cast(tf.image.resize(image, (size, size)), tf.uint8)
-
-    paths = sorted(str(path) for path in pathlib.Path(folder).glob("train/*/*.jpg"))
-    batches = (
-        tf.data.Dataset.from_tensor_slices(paths)
-        .shuffle(len(paths))
-        .repeat()
-        .map(crop, num_parallel_calls=tf.data.AUTOTUNE)
-        .batch(batch_size)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-    for batch in batches.as_numpy_iterator():
-        yield jax.device_put(batch)
-
-
-def _where(table):
+def where(table):
     """The lines that say on what, with which versions and how it was measured."""
     devices = jax.devices()
     packages = ("jax", "flax", "numpy")
@@ -304,7 +249,14 @@ def _ratio(seconds, baseline):
 
 def main(argv=None):
     """Runs the command line."""
-    tables = {"indicators": indicators, "augment": augment, "input": input_}
+    from experiments.benchmark_input import benchmark_input
+
+    tables = {
+        "augment": augment,
+        "checkpoint": checkpoint,
+        "indicators": indicators,
+        "input": benchmark_input,
+    }
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark")
     parser.add_argument("table", choices=tables)
     parser.add_argument("--repeats", type=int, default=30)

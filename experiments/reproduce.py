@@ -18,10 +18,11 @@ import sys
 import jax
 import numpy as np
 import scipy.stats
-from absl import flags, logging
+from absl import flags
 from flax import nnx
 
 from svda_jax import UserError, figures, runs
+from svda_jax.checkpoint import quiet_orbax
 from svda_jax.indicators import INDICATORS
 from svda_jax.main import parse
 from svda_jax.report import write_report
@@ -43,7 +44,7 @@ def main(argv):
     parser.add_argument("--runs", default="runs", help="folder of the runs")
     parser.add_argument("--out", help="folder of the results")
     args, rest = parser.parse_known_args(argv[1:])
-    logging.set_verbosity(logging.ERROR)
+    quiet_orbax()
     command = shlex.join(["python", "-m", "experiments.reproduce", *argv[1:]])
     try:
         if args.seeds < 1:

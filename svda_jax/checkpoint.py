@@ -232,6 +232,23 @@ class Checkpoints:
         self._manager.reload()
 
 
+def quiet_orbax():
+    """Keeps off the screen what Orbax prints about errors that it raises as well.
+
+    For a program, not for a library: it is for the whole process.
+    """
+    logging.set_verbosity(logging.FATAL)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    hook = sys.unraisablehook
+
+    def unraisablehook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":  # of other writes
+            hook(unraisable)
+
+    sys.unraisablehook = unraisablehook
+
+
 def _attempt(read, *args):
     """What a function that reads a checkpoint returns, or why it cannot, in a line.
 
@@ -297,7 +314,7 @@ def main(argv=None):
     parser.add_argument("command", choices=["verify"])
     parser.add_argument("workdir", type=pathlib.Path)
     args = parser.parse_args(argv)
-    logging.set_verbosity(logging.FATAL)
+    quiet_orbax()
     path = args.workdir / "checkpoints"
     if not path.is_dir():
         sys.exit(f"error: {args.workdir} has no checkpoints")

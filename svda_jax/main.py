@@ -17,7 +17,7 @@ import pathlib
 import runpy
 import sys
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_dict, config_flags
 
 from svda_jax import UserError
@@ -39,10 +39,11 @@ def main(argv):
         return
     try:
         config, workdir, processes = parse(argv)
-        from svda_jax.processes import initialize  # seconds, for a good line only
+        from svda_jax.checkpoint import quiet_orbax  # seconds, for a good line only
+        from svda_jax.processes import initialize
         from svda_jax.train import train_and_evaluate
 
-        logging.set_verbosity(logging.ERROR)
+        quiet_orbax()
         initialize(**processes)
         train_and_evaluate(config, workdir)
     except (UserError, FloatingPointError) as error:
