@@ -69,7 +69,9 @@ def test_killed_anywhere_ends_the_same(
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_stop_signal_saves_and_says_how_to_go_on(program, whole, tmp_path, number):
     process = program.start(tmp_path / "run", **{"checkpoint.every_epochs": 0})
     assert read_until(process, "epoch    2.0")
@@ -152,6 +154,7 @@ def test_two_processes_train_as_one_and_one_writes(
     assert sorted(names) == ["checkpoints", "config", "events", "history"]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_process_stops_both_at_one_step_and_one_goes_on(
     create_program, program, two_devices_whole, tmp_path
 ):
@@ -167,6 +170,7 @@ def test_sigterm_to_one_process_stops_both_at_one_step_and_one_goes_on(
     )
 
 
+@pytest.mark.slow
 def test_a_killed_peer_ends_the_other_and_the_pair_resumes(
     program, two_devices_whole, tmp_path
 ):

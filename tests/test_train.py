@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import os
+import pathlib
+import pickle
 import re
 
 import jax
 import numpy as np
 import pytest
 
-from svda_jax import UserError, runs, train
+from svda_jax import UserError, datasets, parallel, runs, train
 from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import vit_config
 from svda_jax.runs import read_history
@@ -85,6 +87,26 @@ def test_the_moving_average_is_what_is_evaluated(finished, tmp_path):
         )
     jax.tree.map(np.testing.assert_array_equal, params, restored["ema"])
     assert (params["head"]["kernel"] != restored["params"]["head"]["kernel"]).any()
+
+
+def test_nothing_that_is_read_back_is_executed(finished, make_config, monkeypatch):
+    """No pickle: not in config, history, checkpoints, data sets, nor in our code."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("unpickled")
+
+    for name in ("load", "loads", "Unpickler", "_Unpickler"):
+        monkeypatch.setattr(pickle, name, refuse)
+    mesh = parallel.create_mesh()
+    config = make_config().dataset
+    for streaming in (False, True):
+        with config.unlocked():
+            config.streaming = streaming
+        data = datasets.load(config, "eval", batch_size=8, mesh=mesh)
+        assert len(data.get(range(5))[1]) == 5
+    assert runs.load(finished).step == 10
+    for path in pathlib.Path(runs.__file__).parent.rglob("*.py"):
+        assert "pickle" not in path.read_text().replace("allow_pickle=False", "")
 
 
 def test_same_line_again_says_that_it_is_finished(finished, make_config, capsys):
