@@ -1,8 +1,11 @@
 """Eight CPU devices for every test, small models, a small TFDS folder."""
 
+import contextlib
 import io
 import os
 import pathlib
+import resource
+import signal
 
 # Before JAX starts. Unoptimised code takes two fifths off the suite, which mostly
 # compiles small programs; the tests that start whole programs run them as users do.
@@ -40,6 +43,24 @@ def two_devices(monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def full_disk():
+    """A context manager under which no file can grow beyond 100 bytes."""
+
+    @contextlib.contextmanager
+    def full_disk():
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return full_disk
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,15 @@
 """Saving and restoring, and the refusal of another model's checkpoint."""
 
 import collections
-import contextlib
 import random
-import resource
 import shutil
-import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.programs import damage
 from svda_jax import UserError, checkpoint
 from svda_jax.checkpoint import Checkpoints
 
@@ -152,20 +150,12 @@ def test_where_all_are_damaged_nothing_begins_anew(two, set_aside):
 def test_fuzz(two, tmp_path, capfd, first, count):
     """Whatever byte changes or is missing: exactly one of the saved states, or 7's."""
     path, states = two
-    files = sorted(f.relative_to(path) for f in (path / "8").rglob("*") if f.is_file())
     rng = random.Random(first)
     target = jax.eval_shape(lambda: states[8])
     found = collections.Counter()
     for i in range(count):
         folder = tmp_path / f"fuzz{i}"
-        shutil.copytree(path, folder)
-        file = folder / rng.choice(files)
-        data = bytearray(file.read_bytes())
-        if rng.random() < 0.5:
-            data = data[: rng.randrange(max(len(data), 1))]
-        elif data:
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        file.write_bytes(data)
+        damage(path, folder, rng)
         with Checkpoints(folder) as checkpoints:
             step, restored = checkpoints.restore_newest(target, SHARDING)
         jax.tree.map(np.testing.assert_array_equal, restored, states[step])
@@ -193,24 +183,6 @@ def test_verify_lists_and_names_what_a_run_goes_on_from(two, capsys):
         checkpoint.main(["verify", str(path.parent)])
     with pytest.raises(SystemExit, match="nowhere has no checkpoints"):
         checkpoint.main(["verify", "nowhere"])
-
-
-@pytest.fixture
-def full_disk():
-    """A context manager under which no file can grow beyond 100 bytes."""
-
-    @contextlib.contextmanager
-    def full_disk():
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-            signal.signal(signal.SIGXFSZ, handler)
-
-    return full_disk
 
 
 MESSAGE = r"cannot write a checkpoint to .*; what was saved before stays, up to step 2"

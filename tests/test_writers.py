@@ -69,6 +69,28 @@ def test_a_missing_and_a_damaged_history(tmp_path, make_values):
             read_history(tmp_path)
 
 
+def test_history_on_a_full_disk_is_said_and_the_old_one_stays(
+    tmp_path, make_values, full_disk
+):
+    history = History(tmp_path, last_step=0, attrs={"device": "cpu"})
+    history.append(1, 1.0, make_values(1))
+    with (
+        full_disk(),
+        pytest.raises(UserError, match=r"cannot write .*history.nc: File"),
+    ):
+        history.append(2, 2.0, make_values(2))
+    assert read_history(tmp_path)["step"].values.tolist() == [1]
+
+
+def test_events_on_a_full_disk_are_said(tmp_path, make_values, make_config, full_disk):
+    with (
+        EventWriter(tmp_path, make_config(), last_step=0) as writer,
+        full_disk(),
+        pytest.raises(UserError, match=r"cannot write events to .*: File too large"),
+    ):
+        writer.write(1, make_values(1))
+
+
 def read_events(path):
     events = EventAccumulator(str(path))
     events.Reload()
