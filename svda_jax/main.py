@@ -8,11 +8,13 @@ default runs/<config>-<attention>-<seed>. The same line again resumes the run.
 
 Several processes, one on each host, train together with --distributed where Slurm, a
 TPU pod or the like tells them of each other, or with --coordinator_address=HOST:PORT
---num_processes=N --process_id=I. When one is lost the others end after
+--num_processes=N --process_id=I, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+JAX_PROCESS_ID in the environment. When one is lost the others end after
 --heartbeat_seconds, by default 100.
 """
 
 import difflib
+import os
 import pathlib
 import runpy
 import sys
@@ -23,6 +25,7 @@ from ml_collections import config_dict, config_flags
 from svda_jax import UserError
 from svda_jax.config import flatten
 
+_ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PROCESSES = (
     "coordinator_address",
     "num_processes",
@@ -69,14 +72,17 @@ def parse(argv):
     config = load_config(path)
     _check_keys(argv, config)
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
-    flags.DEFINE_string("coordinator_address", None, "host:port", flag_values=values)
-    flags.DEFINE_integer("num_processes", None, "of the run", 1, flag_values=values)
-    flags.DEFINE_integer("process_id", None, "of this one", 0, flag_values=values)
-    flags.DEFINE_bool("distributed", False, "join a cluster", flag_values=values)
-    flags.DEFINE_integer("heartbeat_seconds", 100, "limit", 1, flag_values=values)
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    address, count, number = map(os.environ.get, _ENVIRONMENT)
     try:
+        flags.DEFINE_string("workdir", None, "", flag_values=values)
+        flags.DEFINE_string("coordinator_address", address, "", flag_values=values)
+        flags.DEFINE_integer("num_processes", count, "", 1, flag_values=values)
+        flags.DEFINE_integer("process_id", number, "", 0, flag_values=values)
+        flags.DEFINE_bool("distributed", False, "", flag_values=values)
+        flags.DEFINE_integer("heartbeat_seconds", 100, "", 1, flag_values=values)
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=values, sys_argv=argv
+        )
         rest = values(argv)
     except flags.Error as error:
         raise UserError(str(error)) from None

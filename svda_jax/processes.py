@@ -19,8 +19,8 @@ def initialize(
       coordinator_address: host:port of process 0; None where a cluster says it.
       num_processes: of the run, or None.
       process_id: this one's number, from 0, or None.
-      distributed: whether to join without these: from JAX_COORDINATOR_ADDRESS and its
-        like in the environment, or as Slurm, Open MPI, Kubernetes, TPU pods tell JAX.
+      distributed: whether to join without these, as Slurm, Open MPI, Kubernetes or a
+        TPU pod tells JAX.
       heartbeat_seconds: without a sign of life from a peer for that long all end.
 
     Raises:

@@ -113,7 +113,8 @@ def train_and_evaluate(config, workdir):
         last_saved = step
         runs.check_workdir(config, workdir)
         if step >= num_steps:
-            console.say_finished(workdir)
+            if primary:
+                console.say_finished(workdir)
             return
         if primary:
             runs.create_workdir(config, workdir)

@@ -34,6 +34,10 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.augment.flip=maybe"], "augment.flip=maybe"),
         ([DIGITS, "--workdri=x"], "Did you mean: workdir"),
         ([DIGITS, "softmax"], "unexpected softmax"),
+        ([DIGITS, "--process_id=0"], "--num_processes is missing beside the others"),
+        ([DIGITS, "--process_id=-1"], "--process_id=-1"),
+        ([DIGITS, "--heartbeat_seconds=soon"], "--heartbeat_seconds=soon"),
+        ([DIGITS, "--distributed"], "cannot join the other processes: "),
     ],
 )
 def test_a_mistake_ends_in_one_line(argv, message, monkeypatch):
