@@ -58,11 +58,11 @@ class Program:
             f"--xla_force_host_platform_device_count={num_devices}",
         ]
         self.environment = {
-            **os.environ,
-            "XLA_FLAGS": " ".join(flags),
             "JAX_COMPILATION_CACHE_DIR": str(folder / "cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            **os.environ,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            "XLA_FLAGS": " ".join(flags),
         }
 
     def start(self, workdir, *flags, **options):

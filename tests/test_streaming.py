@@ -213,15 +213,14 @@ def test_photographs_end_to_end(photograph_dir, make_config, tmp_path, monkeypat
     """Imported, trained, evaluated, stopped inside an epoch, resumed the same."""
     config = make_config(
         num_epochs=4,
+        model__depth=1,
         batch_size=20,
         learning_rate=3e-3,
         eval_every_epochs=4,
         augment__affine=0.0,
         augment__crop_padding=0,
         augment__flip=True,
-        augment__rand_augment=1,
         augment__erase=0.25,
-        augment__cutmix=1.0,
         dataset__name="photographs",
         dataset__data_dir=photograph_dir,
         dataset__train_split="train",
