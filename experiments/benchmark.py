@@ -123,30 +123,16 @@ def indicators(repeats):
 def augment(repeats):
     """The CIFAR recipe's training step with its augmentation against one without."""
     from configs import cifar10
-    from svda_jax import parallel
-    from svda_jax.config import validate
-    from svda_jax.train import create_training
-
-    mesh = parallel.create_mesh()
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, size=(128, 32, 32, 3)).astype(np.uint8),
-        "label": rng.integers(0, 10, size=128).astype(np.int32),
-    }
-    batch = jax.device_put(batch, parallel.split(mesh))
-    key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
 
     def create(**changes):
         config = cifar10.get_config()
         config.augment.update(changes)
-        model_config = validate(config, num_devices=mesh.size)
-        _, init, step = create_training(config, model_config, num_steps=99, mesh=mesh)
-        state = init(key)
+        state, step = _training(config)
 
         def run():
             nonlocal state
-            state, finite = step(state, batch, key)
-            return state, finite
+            state, skipped = step(state)
+            return state, skipped
 
         return run
 
@@ -172,24 +158,11 @@ def augment(repeats):
 def checkpoint(repeats):
     """What a checkpoint adds to a run of configs/digits.py at its settings."""
     from configs import digits
-    from svda_jax import parallel
     from svda_jax.checkpoint import Checkpoints
-    from svda_jax.config import validate
-    from svda_jax.train import create_training
 
     num_images, num_steps = 1437, 100
     config = digits.get_config()
-    mesh = parallel.create_mesh()
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, size=(64, 8, 8, 1)).astype(np.uint8),
-        "label": rng.integers(0, 10, size=64).astype(np.int32),
-    }
-    batch = jax.device_put(batch, parallel.split(mesh))
-    key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
-    model_config = validate(config, num_devices=mesh.size)
-    _, init, step = create_training(config, model_config, num_steps=999, mesh=mesh)
-    state = init(key)
+    state, step = _training(config)
     number = 0
 
     def run(save):
@@ -199,7 +172,7 @@ def checkpoint(repeats):
         if save:
             checkpoints.save(number, vars(state))
         for i in range(num_steps):
-            state, _ = step(state, batch, key)
+            state, _ = step(state)
             if i % 8 == 0:
                 jax.block_until_ready(state)
         return state.step
@@ -222,6 +195,26 @@ def checkpoint(repeats):
         "|---|---|---|",
         f"| {1000 * added:.0f} ms | {between:.1f} s | {100 * added / between:.2f} % |",
     ]
+
+
+def _training(config):
+    """The first state of a config's training, and its step on a batch of noise."""
+    from svda_jax import parallel
+    from svda_jax.config import validate
+    from svda_jax.train import create_training
+
+    mesh = parallel.create_mesh()
+    model = validate(config, num_devices=mesh.size)
+    shape = (config.batch_size, model.image_size, model.image_size, model.channels)
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, size=shape).astype(np.uint8),
+        "label": rng.integers(0, model.num_classes, size=shape[0]).astype(np.int32),
+    }
+    batch = jax.device_put(batch, parallel.split(mesh))
+    key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
+    _, init, step = create_training(config, model, num_steps=999, mesh=mesh)
+    return init(key), lambda state: step(state, batch, key)
 
 
 def where(table):

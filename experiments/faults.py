@@ -121,16 +121,6 @@ def try_all(folder, trials):
             line = remove_folder(one, workdir)
             assert line.startswith("error: cannot write ")
 
-        few = max(trials // 4, 1)
-        for name, trial in (
-            ("no file can grow: said, ended, went on to the same end", disk_is_full),
-            ("workdir taken away: said, ended", folder_is_gone),
-        ):
-            good = sum(
-                survives(trial, folder / f"{trial.__name__}{i}") for i in range(few)
-            )
-            yield name, few, good
-
         def peer_is_killed(workdir):
             assert kill_peer(one, workdir) < 60
             pair = one.start_pair(workdir, num_epochs=1000)
@@ -146,7 +136,10 @@ def try_all(folder, trials):
             assert "saved; the same line goes on" in out
             one.finish(workdir)
 
+        few = max(trials // 4, 1)
         for name, trial in (
+            ("no file can grow: said, ended, went on to the same end", disk_is_full),
+            ("workdir taken away: said, ended", folder_is_gone),
             (
                 "two processes, one killed: the other ended, the pair went on",
                 peer_is_killed,

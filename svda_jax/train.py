@@ -150,6 +150,7 @@ def train_and_evaluate(config, workdir):
             due = step in eval_steps or save
             while len(in_flight) > (0 if due else MAX_IN_FLIGHT):
                 done, skipped = in_flight.popleft()
+                skipped = int(skipped)  # waits, once
                 if skipped > config.max_skipped_in_a_row:
                     good = checkpoints.path / str(last_saved) if last_saved else "none"
                     raise FloatingPointError(
