@@ -1,5 +1,7 @@
 """SVDA and softmax attention against the float64 loops of reference.py."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,6 +110,80 @@ def test_zero_rows_are_finite_in_value_and_gradient(qkv, sigma):
 def test_normalize_gives_unit_vectors_at_any_length(rng, scale):
     x = A.normalize(np.float32(scale * rng.normal(size=(5, K))))
     assert_close(np.linalg.norm(x, axis=-1), np.ones(5))
+
+
+def plain_normalize(x):
+    length = jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), A.EPSILON**2))
+    return x / length
+
+
+def plain_attention(query, key, value, sigma):
+    """The equations as they stand, differentiated by JAX."""
+    query, key, value = (jnp.float32(x) for x in (query, key, value))
+    if sigma is not None:
+        query, key = plain_normalize(query) * sigma, plain_normalize(key)
+    scores = jnp.einsum("bihk,bjhk->bhij", query, key) / query.shape[-1] ** 0.5
+    return jnp.einsum("bhij,bjhk->bihk", jax.nn.softmax(scores), value)
+
+
+def test_gradient_of_normalize_equals_that_of_the_plain_equation(rng):
+    x = np.float32(rng.normal(size=(4, K)))
+    x[1] *= 0.3 * A.EPSILON / np.linalg.norm(x[1])  # shorter than what is let through
+    x[2] *= 1e4
+    direction = np.float32(rng.normal(size=x.shape))
+    _, actual = jax.vjp(A.normalize, x)
+    _, expected = jax.vjp(plain_normalize, x)
+    # Rounding of a sum of K = 7 products.
+    np.testing.assert_allclose(
+        actual(direction)[0], expected(direction)[0], rtol=1e-5, atol=1e-9
+    )
+    assert_close(actual(direction)[0][1] * A.EPSILON, direction[1], 1e-6)
+
+
+def test_gradient_of_normalize_at_zero_is_that_of_a_product():
+    zero, direction = jnp.zeros((1, K)), jnp.ones((1, K))
+    (grad,) = jax.vjp(A.normalize, zero)[1](direction)
+    np.testing.assert_allclose(grad, direction / A.EPSILON, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["svda", "softmax"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (11, 7), (49, 16), (64, 32), (197, 64)])
+def test_value_and_gradients_equal_the_plain_equation(rng, kind, dtype, n, k):
+    query, key, value, direction = jnp.asarray(rng.normal(size=(4, 2, n, 3, k)), dtype)
+    sigma = None
+    attend = A.softmax_attention
+    if kind == "svda":
+        sigma = np.float32(rng.normal(size=(3, k)) * k**0.5)
+        attend = functools.partial(A.svda_attention, sigma=sigma)
+    actual, actual_vjp = jax.vjp(attend, query, key, value)
+    expected, expected_vjp = jax.vjp(
+        functools.partial(plain_attention, sigma=sigma), query, key, value
+    )
+    actual = (actual, *actual_vjp(direction))
+    expected = (expected, *expected_vjp(jnp.float32(direction)))
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == dtype
+        one, other = np.float32(one), np.float32(other)
+        # Of the largest entry or of one, the order of the arguments: float32 rounding,
+        # through exp, over at most 197 keys; bfloat16 rounds operands, weights and
+        # result to 8 bits.
+        tolerance = 1e-5 if dtype == jnp.float32 else 0.05
+        assert_close(one, other, tolerance * max(np.abs(other).max(), 1))
+
+
+def test_gradient_of_sigma_equals_that_of_the_plain_equation(qkv, sigma, rng):
+    direction = np.float32(rng.normal(size=qkv[0].shape))
+    actual, expected = (
+        jax.vjp(lambda sigma, f=f: f(*qkv, sigma), sigma)[1](direction)[0]
+        for f in (A.svda_attention, plain_attention)
+    )
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_large_scores_do_not_overflow(qkv, sigma):
+    out = A.svda_attention(*qkv, 1e4 * sigma)
+    assert_close(out, plain_attention(*qkv, 1e4 * sigma), 1e-4)
 
 
 def test_gradient_equals_finite_differences(qkv, sigma):
