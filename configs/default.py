@@ -41,6 +41,11 @@ def get_config():
     # Epochs from one evaluation to the next; one also comes at the end of the run.
     config.eval_every_epochs = 1
 
+    # Whether compiled programs are kept in ~/.cache/svda_jax, for a quicker next start.
+    config.compile_cache = True
+    # Whether a profile of ten steps is written into the run's folder, for xprof.
+    config.profile = False
+
     config.checkpoint = checkpoint = config_dict.ConfigDict()
     # Epochs, steps and minutes from one checkpoint to the next, 0 is never; one also
     # comes at the end of the run, and when SIGTERM or Ctrl-C asks to stop.

@@ -11,6 +11,9 @@ TPU pod or the like tells them of each other, or with --coordinator_address=HOST
 --num_processes=N --process_id=I, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID in the environment. When one is lost the others end after
 --heartbeat_seconds, by default 100.
+
+On Linux without an accelerator the program starts itself again with huge pages for its
+memory, which is quicker; --nohuge_pages keeps it from that.
 """
 
 import difflib
@@ -24,7 +27,9 @@ from ml_collections import config_dict, config_flags
 
 from svda_jax import UserError
 from svda_jax.config import flatten
+from svda_jax.huge_pages import use_huge_pages
 
+_NO_HUGE_PAGES = "--nohuge_pages"
 _ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PROCESSES = (
     "coordinator_address",
@@ -68,7 +73,7 @@ def parse(argv):
     Raises:
       UserError: an argument, or the config file, is not what it should be.
     """
-    path, argv = _take_config(argv)
+    path, argv = _take_config([a for a in argv if a != _NO_HUGE_PAGES])
     config = load_config(path)
     _check_keys(argv, config)
     values = flags.FlagValues()
@@ -140,4 +145,6 @@ def _check_keys(argv, config):
 
 
 if __name__ == "__main__":
+    if _NO_HUGE_PAGES not in sys.argv:
+        use_huge_pages()
     main(sys.argv)

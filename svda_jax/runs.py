@@ -25,7 +25,13 @@ from svda_jax.models.vit import ViT
 from svda_jax.steps import create_graphdef
 
 # Where a run's data lies and how it is read is not what the run is.
-_MAY_DIFFER = ("dataset.data_dir", "dataset.num_threads", "dataset.num_workers")
+_MAY_DIFFER = (
+    "compile_cache",
+    "profile",
+    "dataset.data_dir",
+    "dataset.num_threads",
+    "dataset.num_workers",
+)
 
 
 @dataclasses.dataclass(frozen=True)

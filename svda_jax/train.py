@@ -12,11 +12,13 @@ import numpy as np
 
 from svda_jax import UserError, console, datasets, parallel, processes, runs
 from svda_jax.checkpoint import Checkpoints
+from svda_jax.compile_cache import use_compile_cache
 from svda_jax.config import validate
 from svda_jax.datasets.augment import create_augment
 from svda_jax.maps import look
 from svda_jax.metrics import EvalMetrics, Metrics
 from svda_jax.optimizer import create_optimizer, create_schedule
+from svda_jax.profiling import profiled
 from svda_jax.steps import (
     TrainState,
     create_graphdef,
@@ -49,6 +51,8 @@ def train_and_evaluate(config, workdir):
       FloatingPointError: loss or gradient was not finite more often in a row than
         allowed; the message names the step and the last checkpoint.
     """
+    if config.compile_cache:
+        use_compile_cache()
     mesh = parallel.create_mesh()
     whole = parallel.replicated(mesh)
     model_config = validate(config, num_devices=mesh.size)
@@ -138,6 +142,8 @@ def train_and_evaluate(config, workdir):
         saved_at = time.monotonic()
         in_flight = collections.deque()
         batches = train_data.train_batches(order_key, step)
+        if config.profile and primary:
+            batches = profiled(batches, workdir)
         for batch in stack.enter_context(contextlib.closing(batches)):
             state, skipped = step_(state, batch, step_key)
             step += 1

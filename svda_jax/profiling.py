@@ -1,0 +1,32 @@
+"""A profile of some steps of a run."""
+
+import jax
+from tqdm import tqdm
+
+# Steps before those that are recorded, which compile, and how many are recorded.
+FIRST, NUM_STEPS = 20, 10
+
+
+def profiled(batches, workdir):
+    """Yields batches, and records what happens while some of them are worked on.
+
+    Args:
+      batches: of a run, a generator.
+      workdir: the run's folder; the profile will be in plugins/profile there, where
+        TensorBoard's profile plugin and xprof look for it.
+    """
+    running = False
+    try:
+        for i, batch in enumerate(batches):
+            if i == FIRST:
+                jax.profiler.start_trace(str(workdir))
+                running = True
+            if i == FIRST + NUM_STEPS:
+                running = False
+                jax.profiler.stop_trace()
+                tqdm.write(f"profile of {NUM_STEPS} steps in {workdir}/plugins/profile")
+            yield batch
+    finally:
+        if running:
+            jax.profiler.stop_trace()
+        batches.close()
