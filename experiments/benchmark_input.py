@@ -12,12 +12,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from configs import imagenet100
-from experiments.benchmark import where
+from experiments.benchmark import Spread, Table
 from svda_jax import datasets, parallel
 from svda_jax.datasets.prepare import import_files
 
 
-def benchmark_input(repeats):
+def input(repeats):
     """Images a second that streaming decodes, by threads and worker processes."""
     size, batch_size, num_batches = 224, 64, 24
     mesh = parallel.create_mesh()
@@ -54,24 +54,24 @@ def benchmark_input(repeats):
                 rates[name].append(rate)
                 batches.close()
     first = np.median(next(iter(rates.values())))
-    return [
-        "# Throughput of the streaming pipeline",
-        "",
+    return Table(
+        "Throughput of the streaming pipeline",
         f"JPEGs of 500 x 375, {num_bytes / 1000:.0f} kB on average, read, decoded, "
         f"cropped at random and scaled to {size} x {size}, in batches of {batch_size} "
         f"on the device. Median of {repeats} rounds, with the lowest and the highest. "
         "tf.data reads the same files one by one, decodes only the crop "
         "(decode_and_crop_jpeg) and scales it linearly.",
-        "",
-        *where("input"),
-        "| | images/s | lowest, highest | over one thread |",
-        "|---|---|---|---|",
-        *(
-            f"| {name} | {np.median(rate):,.0f} | {min(rate):,.0f}, {max(rate):,.0f} "
-            f"| {np.median(rate) / first:.2f} |"
+        ("", "images/s, lowest to highest", "over one thread"),
+        [
+            (
+                name,
+                Spread(min(rate), float(np.median(rate)), max(rate), decimals=0),
+                round(float(np.median(rate) / first), 2),
+            )
             for name, rate in rates.items()
-        ),
-    ]
+        ],
+        packages=("grain", "simplejpeg", "opencv-python-headless", "tensorflow"),
+    )
 
 
 def _write_photographs(folder):

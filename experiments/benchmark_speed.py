@@ -1,0 +1,331 @@
+"""Tables of `experiments.benchmark`: the training step, by JAX, Flax, Optax alone."""
+
+import io
+import math
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from flax import nnx
+
+from experiments.benchmark import Table, measure, spread
+from svda_jax import parallel
+from svda_jax.models.vit import ViT, ViTConfig
+from svda_jax.optimizer import create_optimizer
+
+matplotlib.use("Agg")
+
+
+def create_step(config, batch_size, *, devices=None):
+    """A function without arguments that takes one training step on a constant batch.
+
+    Forward, gradient, clipping and AdamW, as in `svda_jax.steps.train_step` without
+    what that adds for data and metrics.
+
+    Args:
+      config: a `ViTConfig`.
+      batch_size: images, over all devices.
+      devices: to use, by default the first.
+    """
+    mesh = parallel.create_mesh(devices or jax.devices()[:1])
+    graphdef, params = nnx.split(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
+    params = nnx.to_pure_dict(params)
+    optimizer = create_optimizer(
+        lambda step: 1e-3, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=30.0
+    )
+
+    def step(state, images, labels):
+        params, opt_state = state
+
+        def loss_fn(params):
+            logits, _ = nnx.merge(graphdef, params)(images)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.mean(losses)
+
+        loss, grads = jax.value_and_grad(loss_fn)(params)
+        grads = jax.lax.pmean(grads, parallel.AXIS)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    images, labels = create_batch(config, batch_size)
+    images, labels = jax.device_put((images, labels), parallel.split(mesh))
+    state = jax.device_put((params, optimizer.init(params)), parallel.replicated(mesh))
+    compiled = parallel.pmap(step, mesh, split_argnums=(1, 2), donate_argnums=(0,))
+
+    def run():
+        nonlocal state
+        state, loss = compiled(state, images, labels)
+        return state, loss
+
+    return run
+
+
+def create_batch(config, batch_size):
+    """Noise: images uint8 and labels int32."""
+    rng = np.random.default_rng(0)
+    shape = (batch_size, config.image_size, config.image_size, config.channels)
+    images = rng.integers(0, 256, size=shape).astype(np.uint8)
+    return images, rng.integers(0, config.num_classes, size=batch_size).astype(np.int32)
+
+
+def create_config(**changes):
+    """A `ViTConfig`; by default that of configs/fashion_mnist.py, without drop path."""
+    options = {
+        "image_size": 28,
+        "channels": 1,
+        "num_classes": 10,
+        "patch_size": 4,
+        "width": 64,
+        "depth": 6,
+        "num_heads": 4,
+        "mlp_dim": 128,
+    }
+    options |= changes
+    channels = options["channels"]
+    return ViTConfig(mean=(0.5,) * channels, std=(0.25,) * channels, **options)
+
+
+def vit(image_size, patch_size, width, num_heads, depth, dtype="float32"):
+    """A colour ViT with a class token and an MLP four times as wide."""
+    return create_config(
+        image_size=image_size,
+        channels=3,
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=4 * width,
+        pool="cls" if image_size == 224 else "gap",
+        dtype=dtype,
+    )
+
+
+def models():
+    """What the tables `overhead` and `step` measure: (config, batch size) by name."""
+    if jax.default_backend() == "cpu":
+        return {
+            "FashionMNIST recipe": (create_config(), 128),
+            "32 x 32, 6 heads": (vit(32, 4, 192, 6, 6), 64),
+            "32 x 32, 3 heads": (vit(32, 4, 192, 3, 6), 64),
+            "224 x 224, 6 heads": (vit(224, 16, 192, 6, 4), 16),
+            "224 x 224, 3 heads": (vit(224, 16, 192, 3, 4), 16),
+            "224 x 224, 6 heads, wide": (vit(224, 16, 384, 6, 4), 8),
+        }
+    cifar = create_config(
+        image_size=32, channels=3, width=192, depth=9, num_heads=12, mlp_dim=384
+    )
+    return {
+        "ViT-S/16, bfloat16": (vit(224, 16, 384, 6, 12, "bfloat16"), 256),
+        "CIFAR recipe": (cifar, 128),
+    }
+
+
+def overhead(repeats):
+    """A training step with SVDA over one with softmax attention, equal models."""
+    rows = []
+    for name, (config, batch_size) in models().items():
+        variants = {
+            attention: create_step(with_attention(config, attention), batch_size)
+            for attention in ("softmax", "svda")
+        }
+        seconds = measure({**variants, "again": variants["softmax"]}, repeats)
+        rows.append(
+            (
+                *_describe(name, config, batch_size),
+                spread(1000 * seconds["softmax"], 1),
+                spread(seconds["svda"] / seconds["softmax"]),
+                spread(seconds["again"] / seconds["softmax"]),
+            )
+        )
+    return Table(
+        "Cost of SVDA",
+        "A training step (forward, gradient, clipping, AdamW) with SVDA over one with "
+        "softmax attention, all else equal. Median and quartiles of "
+        f"{repeats} neighbouring pairs.",
+        (*COLUMNS, "softmax, ms", "SVDA over softmax", "softmax over itself"),
+        rows,
+        packages=("optax",),
+    )
+
+
+COLUMNS = ("model", "width", "K", "N", "layers", "batch")
+
+
+def _describe(name, config, batch_size):
+    num_tokens = config.grid**2 + (config.pool == "cls")
+    head_dim = config.width // config.num_heads
+    return name, config.width, head_dim, num_tokens, config.depth, batch_size
+
+
+def with_attention(config, attention):
+    """The same model with that attention."""
+    return type(config)(**{**vars(config), "attention": attention})
+
+
+def count_flops(config, batch_size):
+    """Of a step's matrix products, the gradient's counted as twice the forward's."""
+    _, width, head_dim, n, depth, _ = _describe("", config, batch_size)
+    projections = 8 * n * width**2 + 4 * n * width * config.mlp_dim
+    attention = 4 * n**2 * head_dim * config.num_heads
+    patches = 2 * config.grid**2 * config.patch_size**2 * config.channels * width
+    head = 2 * width * config.num_classes
+    return 3 * batch_size * (depth * (projections + attention) + patches + head)
+
+
+def count_bytes(config, batch_size):
+    """The least a step has to move: what the gradient reads is written and read once.
+
+    For each token and layer in the dtype of the activations: six of width (two norms,
+    query, key, value, attended), two of the MLP's hidden width and, without a fused
+    kernel, two of N for each head; their gradients the same once more; and for each
+    parameter, float32, seven: itself, its gradient and AdamW's two averages.
+    """
+    _, width, _, n, depth, _ = _describe("", config, batch_size)
+    size = 2 if config.dtype == "bfloat16" else 4
+    scores = 0 if size == 2 else 2 * n * config.num_heads
+    token = 6 * width + 2 * config.mlp_dim + scores
+    parameters = depth * (4 * width**2 + 2 * width * config.mlp_dim)
+    return 4 * size * batch_size * n * depth * token + 28 * parameters
+
+
+def step(repeats):
+    """A training step against the floor that matrix products and memory set."""
+    rows = []
+    for name, (config, batch_size) in models().items():
+        rates = _measure_rates(config.dtype)
+        run = create_step(with_attention(config, "svda"), batch_size)
+        seconds = measure({"step": run}, repeats)["step"]
+        flops = count_flops(config, batch_size)
+        num_bytes = count_bytes(config, batch_size)
+        products, moves = flops / rates["products"], num_bytes / rates["bytes"]
+        rows.append(
+            (
+                *_describe(name, config, batch_size),
+                spread(1000 * seconds, 1),
+                f"{batch_size / np.median(seconds):,.0f}",
+                f"{1000 * products:.1f}",
+                f"{1000 * moves:.1f}",
+                f"{np.median(seconds) / max(products, moves):.2f}",
+                f"{100 * products / np.median(seconds):.0f} %",
+            )
+        )
+    return Table(
+        "A training step and its floor",
+        "A step with SVDA, median and quartiles. Its floor is the larger of two times: "
+        "that of its matrix products at the rate of one large product "
+        f"({rates['products'] / 1e9:,.0f} GFLOP/s in {config.dtype}), and that of its "
+        "least traffic at the rate of a large copy, read and written "
+        f"({rates['bytes'] / 1e9:.1f} GB/s; caches that hold a layer can be quicker), "
+        "both measured before each row, here at the last. Utilisation is model FLOPs "
+        "over time over the rate of products.",
+        (
+            *COLUMNS,
+            "step, ms",
+            "images/s",
+            "products, ms",
+            "memory, ms",
+            "over the floor",
+            "utilisation",
+        ),
+        rows,
+        packages=("optax",),
+    )
+
+
+def _measure_rates(dtype):
+    """FLOP/s of a large matrix product, bytes/s of a large copy."""
+    n = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jnp.ones((n, n), dtype)
+    x = jnp.ones(2**26 if n == 2048 else 2**29, jnp.float32)
+    product, copy = jax.jit(jnp.dot), jax.jit(lambda x: x + 1)
+    seconds = measure({"products": lambda: product(a, a), "bytes": lambda: copy(x)}, 9)
+    return {
+        "products": 2 * n**3 / np.median(seconds["products"]),
+        "bytes": 2 * x.nbytes / np.median(seconds["bytes"]),
+    }
+
+
+def scaling(repeats):
+    """A step's time as one size grows, with the exponent of the growth."""
+    jax.config.update("jax_num_cpu_devices", 4)
+    on_cpu = jax.default_backend() == "cpu"
+    base = {"width": 64, "num_heads": 4, "depth": 3, "image_size": 28, "mlp_dim": 256}
+    sizes = {
+        "batch B": [{"batch_size": b} for b in (16, 32, 64, 128)],
+        "layers L": [{"depth": layers} for layers in (1, 2, 4, 8)],
+        "width D, H = D / 16": [
+            {"width": d, "mlp_dim": 4 * d, "num_heads": d // 16}
+            for d in (32, 64, 128, 256)
+        ],
+        "per-head width K, D = 64": [{"num_heads": 64 // k} for k in (8, 16, 32, 64)],
+        "tokens N": [{"image_size": 4 * side} for side in (4, 7, 10, 14, 20)],
+        "devices, B = 32": [
+            {"num_devices": 2**i} for i in range(int(math.log2(len(jax.devices()))) + 1)
+        ],
+    }
+    values = {
+        "batch B": lambda c: c["batch_size"],
+        "layers L": lambda c: c["depth"],
+        "width D, H = D / 16": lambda c: c["width"],
+        "per-head width K, D = 64": lambda c: c["width"] // c["num_heads"],
+        "tokens N": lambda c: (c["image_size"] // 4) ** 2,
+        "devices, B = 32": lambda c: c["num_devices"],
+    }
+    rows, curves = [], {}
+    for size, changes in sizes.items():
+        points = [{"batch_size": 32, "num_devices": 1, **base, **c} for c in changes]
+        variants = {}
+        for attention in ("softmax", "svda"):
+            for point in points:
+                options = dict(point)
+                batch_size, count = (
+                    options.pop("batch_size"),
+                    options.pop("num_devices"),
+                )
+                variants[attention, values[size](point)] = create_step(
+                    create_config(attention=attention, **options),
+                    batch_size,
+                    devices=jax.devices()[:count],
+                )
+        seconds = measure(variants, repeats)
+        for attention in ("softmax", "svda"):
+            xs = [values[size](point) for point in points]
+            ys = [1000 * np.median(seconds[attention, x]) for x in xs]
+            slope = (
+                np.polyfit(np.log(xs), np.log(ys), 1)[0] if len(xs) > 1 else math.nan
+            )
+            curves[size, attention] = xs, ys
+            measured = ", ".join(f"{x}: {y:.1f}" for x, y in zip(xs, ys, strict=True))
+            rows.append((size, attention, measured, round(float(slope), 2)))
+    return Table(
+        "How a training step grows",
+        "Median time of a step as one size grows and the others stay (B 32, L 3, D 64, "
+        "H 4, N 49, MLP of 4 D, patch 4), and the exponent of the power law that fits "
+        f"best; {repeats} rounds, all points of a row and of both attentions in turn."
+        + (" The CPU devices share the same cores." if on_cpu else ""),
+        ("size", "attention", "ms", "exponent"),
+        rows,
+        packages=("optax",),
+        pictures={"curves": _plot_scaling(curves)},
+    )
+
+
+def _plot_scaling(curves):
+    sizes = list(dict.fromkeys(size for size, _ in curves))
+    figure, axes = plt.subplots(2, 3, figsize=(9, 5.4), layout="constrained")
+    for ax, size in zip(axes.flat, sizes, strict=True):
+        for attention, style in (("softmax", "o--"), ("svda", "s-")):
+            xs, ys = curves[size, attention]
+            ax.loglog(xs, ys, style, label=attention, markersize=5)
+        ax.set(title=size, ylabel="ms")
+        ax.set_xticks(xs, [str(x) for x in xs])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    axes.flat[0].legend()
+    data = io.BytesIO()
+    figure.savefig(data, dpi=150)
+    plt.close(figure)
+    return data.getvalue()
