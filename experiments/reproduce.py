@@ -24,6 +24,7 @@ from flax import nnx
 from svda_jax import UserError, figures, runs
 from svda_jax.checkpoint import quiet_orbax
 from svda_jax.indicators import INDICATORS
+from svda_jax.huge_pages import use_huge_pages
 from svda_jax.main import parse
 from svda_jax.report import write_report
 from svda_jax.train import train_and_evaluate
@@ -181,4 +182,5 @@ def _count_parameters(workdir):
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     main(sys.argv)

@@ -15,7 +15,7 @@ def profiled(batches, workdir):
       workdir: the run's folder; the profile will be in plugins/profile there, where
         TensorBoard's profile plugin and xprof look for it.
     """
-    running = False
+    running, i = False, 0
     try:
         for i, batch in enumerate(batches):
             if i == FIRST:
@@ -29,4 +29,6 @@ def profiled(batches, workdir):
     finally:
         if running:
             jax.profiler.stop_trace()
+        elif i < FIRST:
+            tqdm.write(f"no profile: the run ended before its step {FIRST + 1}")
         batches.close()

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import benchmark, reproduce
+from experiments import reproduce
 from svda_jax.runs import read_history
 
 
@@ -24,14 +24,6 @@ def test_mean_spread_and_paired_difference():
     # Student's t of 2 degrees of freedom: 4.303 standard errors of 2.646 / sqrt(3).
     assert reproduce._difference(values) == "+3.000 ± 6.572"
     assert reproduce._difference(values[:1]) == "+1.000"
-
-
-def test_benchmark_times_every_variant_in_turn():
-    calls = []
-    variants = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = benchmark.measure(variants, repeats=3)
-    assert calls == ["a", "b"] * 4  # the first round compiles
-    assert all(len(values) == 3 for values in seconds.values())
 
 
 @pytest.mark.slow

@@ -102,6 +102,8 @@ def test_first_run_in_an_empty_folder(tmp_path):
         f"--workdir={tmp_path / 'run'}",
         TFDS_DATA_DIR=str(tmp_path / "tfds"),
         PYTHONPATH=str(trap.parent),
+        JAX_COMPILATION_CACHE_DIR="",
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
         PYTHONWARNINGS="default",
     )
     assert done.returncode == 0, done.stderr
@@ -120,6 +122,7 @@ def test_first_run_in_an_empty_folder(tmp_path):
     ):
         assert part in done.stdout
     assert (tmp_path / "run" / "history.nc").exists()
+    assert any((tmp_path / "cache" / "svda_jax").iterdir())
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 from svda_jax import UserError, datasets, parallel, runs, train
 from svda_jax.checkpoint import Checkpoints
-from svda_jax.config import vit_config
+from svda_jax.config import validate, vit_config
 from svda_jax.runs import read_history
 from svda_jax.train import train_and_evaluate
 
@@ -243,3 +243,17 @@ def test_read_only_workdir(make_config, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="cannot write workdir"):
         train_and_evaluate(make_config(), tmp_path / "run")
+
+
+def test_a_training_step_moves_nothing_to_the_device(make_config):
+    config = make_config()
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    model_config = validate(config, num_devices=1)
+    data = datasets.load(config.dataset, "train", batch_size=32, mesh=mesh)
+    _, init, step = train.create_training(config, model_config, num_steps=9, mesh=mesh)
+    key = jax.jit(lambda: jax.random.key(0), out_shardings=parallel.replicated(mesh))()
+    batches = data.train_batches(key, 0)
+    state, _ = step(init(key), next(batches), key)
+    with jax.transfer_guard_host_to_device("disallow"):
+        state, _ = step(state, next(batches), key)
+    assert int(state.step) == 2

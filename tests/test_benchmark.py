@@ -1,0 +1,92 @@
+"""The benchmarks: equal work on both sides, and what is written."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from experiments import benchmark, benchmark_costs, benchmark_peers, benchmark_speed
+from svda_jax.models.vit import ViT
+
+
+def test_every_variant_is_timed_in_turn():
+    calls = []
+    variants = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = benchmark.measure(variants, repeats=3)
+    assert calls == ["a", "b"] * 4  # the first round compiles
+    assert all(len(values) == 3 for values in seconds.values())
+
+
+def test_a_table_is_written_as_markdown_and_json(tmp_path):
+    ratio = benchmark.spread([1.0, 2.0, 3.0], 1)
+    table = benchmark.Table("T", "text", ("a", "b"), [("x", ratio)], ("a note",))
+    page = table.write("toy", tmp_path)
+    assert page == (tmp_path / "benchmark_toy.md").read_text()
+    assert "| x | 2.0 (1.5 to 2.5) |" in page
+    assert f"jax {jax.__version__}" in page
+    data = json.loads((tmp_path / "benchmark_toy.json").read_text())
+    assert data["rows"] == [{"a": "x", "b": {"median": 2.0, "quartiles": [1.5, 2.5]}}]
+    assert data["where"] in page
+
+
+@pytest.mark.parametrize("repeats", ["0", "-1"])
+def test_repeats_must_be_positive(repeats, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.main(["step", f"--repeats={repeats}"])
+    assert f"--repeats={repeats} must be positive" in capsys.readouterr().err
+
+
+def test_every_table_has_its_function():
+    modules = {"costs": benchmark_costs, "peers": benchmark_peers}
+    modules |= {"speed": benchmark_speed}
+    for table, module in benchmark.TABLES.items():
+        assert module == "input" or callable(getattr(modules[module], table))
+
+
+def tiny(**changes):
+    sizes = {"image_size": 4, "patch_size": 2, "width": 6, "num_heads": 3, "depth": 2}
+    return benchmark_speed.create_config(**{**sizes, "mlp_dim": 5, **changes})
+
+
+def count(config):
+    params = nnx.state(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("pool", ["gap", "cls"])
+def test_peers_have_as_many_parameters(pool):
+    config = tiny(pool=pool, attention="softmax")
+    images, _ = benchmark_speed.create_batch(config, 3)
+    linen = benchmark_peers.LinenViT(config).init(jax.random.key(0), images)
+    assert sum(leaf.size for leaf in jax.tree.leaves(linen)) == count(config)
+
+
+@pytest.mark.parametrize(
+    "create", [benchmark_speed.create_step, benchmark_peers.create_linen_step]
+)
+def test_steps_of_a_benchmark_learn(create):
+    run = create(tiny(), 8)
+    losses = [float(run()[1]) for _ in range(20)]
+    assert losses[0] == pytest.approx(np.log(10), rel=1e-5)  # a zero head
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_flops_equal_a_hand_count():
+    # 4 tokens of 4 pixels, D = 6, MLP of 5, 10 classes; two FLOPs a multiplication.
+    layer = 4 * (4 * 6 * 6 + 2 * 6 * 5) + 2 * 4 * 4 * 6
+    forward = 2 * (2 * layer + 4 * 4 * 6 + 6 * 10)
+    assert benchmark_speed.count_flops(tiny(), 3) == 3 * 3 * forward
+
+
+@pytest.mark.parametrize("table", ["overhead", "step"])
+def test_tables_of_the_step(monkeypatch, table):
+    monkeypatch.setattr(benchmark_speed, "models", lambda: {"toy": (tiny(), 4)})
+    monkeypatch.setattr(
+        benchmark_speed, "_measure_rates", lambda dtype: {"products": 1e9, "bytes": 1e9}
+    )
+    result = getattr(benchmark_speed, table)(repeats=1)
+    (row,) = result.rows
+    assert row[:6] == ("toy", 6, 2, 4, 2, 4)
+    assert len(row) == len(result.columns)
