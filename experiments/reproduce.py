@@ -23,8 +23,8 @@ from flax import nnx
 
 from svda_jax import UserError, figures, runs
 from svda_jax.checkpoint import quiet_orbax
-from svda_jax.indicators import INDICATORS
 from svda_jax.huge_pages import use_huge_pages
+from svda_jax.indicators import INDICATORS
 from svda_jax.main import parse
 from svda_jax.report import write_report
 from svda_jax.train import train_and_evaluate
