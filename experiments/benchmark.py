@@ -128,13 +128,12 @@ def _plain(cell):
     return cell
 
 
-def measure(variants, repeats, pause=0.0):
+def measure(variants, repeats):
     """Times functions in turn.
 
     Args:
       variants: functions without arguments that return arrays, by name.
       repeats: rounds; in each, every variant runs once.
-      pause: seconds before each, in which waiting threads of the last fall asleep.
 
     Returns:
       Seconds `[repeats]` by name.
@@ -144,7 +143,6 @@ def measure(variants, repeats, pause=0.0):
         jax.block_until_ready(function())  # compiles
     for _ in range(repeats):
         for name, function in variants.items():
-            time.sleep(pause)
             start = time.perf_counter()
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - start)

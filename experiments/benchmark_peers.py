@@ -5,6 +5,7 @@ layers, as google-research/vision_transformer and big_vision are described.
 """
 
 import importlib.util
+import multiprocessing
 
 import jax
 import jax.numpy as jnp
@@ -31,17 +32,23 @@ def peers(repeats):
         ("cls", "Linen, class token (vision_transformer)"),
     ):
         config = create_config(pool=pool)
+        softmax = with_attention(config, "softmax")
+        svda = with_attention(config, "svda")
         variants = {
-            "ours, softmax": create_step(with_attention(config, "softmax"), batch_size),
-            "ours, SVDA": create_step(with_attention(config, "svda"), batch_size),
-            linen_name: create_linen_step(config, batch_size),
+            "ours, softmax": apart(create_step, softmax, batch_size),
+            "ours, SVDA": apart(create_step, svda, batch_size),
+            linen_name: apart(create_linen_step, softmax, batch_size),
         }
         if importlib.util.find_spec("torch"):
-            variants["PyTorch, eager, softmax"] = create_torch_step(config, batch_size)
-            variants["PyTorch, torch.compile, softmax"] = create_torch_step(
-                config, batch_size, compiled=True
-            )
-        seconds = measure(variants, repeats, pause=0.2)
+            variants |= {
+                "PyTorch, eager, softmax": apart(
+                    create_torch_step, softmax, batch_size
+                ),
+                "PyTorch, torch.compile, softmax": apart(
+                    create_torch_step, softmax, batch_size, compiled=True
+                ),
+            }
+        seconds = measure(variants, repeats)
         for name, values in seconds.items():
             rows.append(
                 (
@@ -58,12 +65,37 @@ def peers(repeats):
         f"MLP of 128, batch of {batch_size}, float32. Each step is forward, loss, "
         "gradient, clipping of its norm to 1 and AdamW, and is waited for. PyTorch: "
         "scaled_dot_product_attention, fused AdamW. Linen: its own attention and "
-        "normalisation. Median and quartiles over "
-        f"{repeats} rounds, all variants in turn.",
+        "normalisation. Each variant runs in a process of its own, since PyTorch's "
+        "threads slow down JAX's in the same one, and is asked for a step in turn. "
+        "Median and quartiles over "
+        f"{repeats} rounds.",
         ("pool", "variant", "ms", "over ours, softmax", "over ours, SVDA"),
         rows,
         packages=("optax", "torch"),
     )
+
+
+def apart(create, *args, **kwargs):
+    """`create(*args, **kwargs)`, a step, made and taken in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    context.Process(
+        target=_serve, args=(there, create, args, kwargs), daemon=True
+    ).start()
+
+    def run():
+        here.send("step")
+        here.recv()
+        return ()
+
+    return run
+
+
+def _serve(connection, create, args, kwargs):
+    run = create(*args, **kwargs)
+    while connection.recv():
+        jax.block_until_ready(run())
+        connection.send("done")
 
 
 class LinenViT(linen.Module):
