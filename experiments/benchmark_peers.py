@@ -10,18 +10,16 @@ import multiprocessing
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen
 
 from experiments.benchmark import Table, measure, spread
 from experiments.benchmark_speed import (
+    compile_step,
     create_batch,
     create_config,
     create_step,
     with_attention,
 )
-from svda_jax import parallel
-from svda_jax.optimizer import create_optimizer
 
 
 def peers(repeats):
@@ -128,37 +126,13 @@ class LinenViT(linen.Module):
 
 def create_linen_step(config, batch_size):
     """As `benchmark_speed.create_step`, of `LinenViT`."""
-    mesh = parallel.create_mesh(jax.devices()[:1])
-    images, labels = create_batch(config, batch_size)
+    batch = create_batch(config, batch_size)
     model = LinenViT(config)
-    params = jax.jit(model.init)(jax.random.key(0), images)["params"]
-    optimizer = create_optimizer(
-        lambda step: 1e-3, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=1.0
+    return compile_step(
+        jax.jit(model.init)(jax.random.key(0), batch[0])["params"],
+        lambda params, images: model.apply({"params": params}, images),
+        batch,
     )
-
-    def step(state, images, labels):
-        params, opt_state = state
-
-        def loss_fn(params):
-            logits = model.apply({"params": params}, images)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.mean(losses)
-
-        loss, grads = jax.value_and_grad(loss_fn)(params)
-        grads = jax.lax.pmean(grads, parallel.AXIS)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
-
-    images, labels = jax.device_put((images, labels), parallel.split(mesh))
-    state = jax.device_put((params, optimizer.init(params)), parallel.replicated(mesh))
-    mapped = parallel.pmap(step, mesh, split_argnums=(1, 2), donate_argnums=(0,))
-
-    def run():
-        nonlocal state
-        state, loss = mapped(state, images, labels)
-        return state, loss
-
-    return run
 
 
 def create_torch_step(config, batch_size, *, compiled=False):

@@ -30,9 +30,25 @@ def create_step(config, batch_size, *, devices=None):
       batch_size: images, over all devices.
       devices: to use, by default the first.
     """
-    mesh = parallel.create_mesh(devices or jax.devices()[:1])
     graphdef, params = nnx.split(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
-    params = nnx.to_pure_dict(params)
+    return compile_step(
+        nnx.to_pure_dict(params),
+        lambda params, images: nnx.merge(graphdef, params)(images)[0],
+        create_batch(config, batch_size),
+        devices,
+    )
+
+
+def compile_step(params, apply, batch, devices=None):
+    """The step of `create_step` for any model.
+
+    Args:
+      params: its first parameters.
+      apply: from parameters and images to logits.
+      batch: images and labels.
+      devices: to use, by default the first.
+    """
+    mesh = parallel.create_mesh(devices or jax.devices()[:1])
     optimizer = create_optimizer(
         lambda step: 1e-3, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=30.0
     )
@@ -41,7 +57,7 @@ def create_step(config, batch_size, *, devices=None):
         params, opt_state = state
 
         def loss_fn(params):
-            logits, _ = nnx.merge(graphdef, params)(images)
+            logits = apply(params, images)
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return jnp.mean(losses)
 
@@ -50,8 +66,7 @@ def create_step(config, batch_size, *, devices=None):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    images, labels = create_batch(config, batch_size)
-    images, labels = jax.device_put((images, labels), parallel.split(mesh))
+    images, labels = jax.device_put(batch, parallel.split(mesh))
     state = jax.device_put((params, optimizer.init(params)), parallel.replicated(mesh))
     compiled = parallel.pmap(step, mesh, split_argnums=(1, 2), donate_argnums=(0,))
 

@@ -11,7 +11,8 @@ the dtype of the arguments.
 import jax
 import jax.numpy as jnp
 
-from svda_jax.models.attention import attention_weights, normalize
+from svda_jax.models.attention import attention_weights
+from svda_jax.models.normalization import normalize
 
 # Of a head's spectrum alone.
 SPECTRAL = ("spectral_entropy", "effective_rank", "spectral_sparsity")

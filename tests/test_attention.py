@@ -12,6 +12,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from svda_jax.models import attention as A
+from svda_jax.models.normalization import EPSILON, normalize
 
 B, N, H, K = 2, 11, 3, 7
 
@@ -141,12 +142,12 @@ def test_zero_rows_are_finite_in_value_and_gradient(qkv, sigma):
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_normalize_gives_unit_vectors_at_any_length(rng, scale):
-    x = A.normalize(np.float32(scale * rng.normal(size=(5, K))))
+    x = normalize(np.float32(scale * rng.normal(size=(5, K))))
     assert_close(np.linalg.norm(x, axis=-1), np.ones(5))
 
 
 def plain_normalize(x):
-    length = jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), A.EPSILON**2))
+    length = jnp.sqrt(jnp.maximum(jnp.sum(x * x, -1, keepdims=True), EPSILON**2))
     return x / length
 
 
@@ -161,22 +162,22 @@ def plain_attention(query, key, value, sigma):
 
 def test_gradient_of_normalize_equals_that_of_the_plain_equation(rng):
     x = np.float32(rng.normal(size=(4, K)))
-    x[1] *= 0.3 * A.EPSILON / np.linalg.norm(x[1])  # shorter than what is let through
+    x[1] *= 0.3 * EPSILON / np.linalg.norm(x[1])  # shorter than what is let through
     x[2] *= 1e4
     direction = np.float32(rng.normal(size=x.shape))
-    _, actual = jax.vjp(A.normalize, x)
+    _, actual = jax.vjp(normalize, x)
     _, expected = jax.vjp(plain_normalize, x)
     # Rounding of a sum of K = 7 products.
     np.testing.assert_allclose(
         actual(direction)[0], expected(direction)[0], rtol=1e-5, atol=1e-9
     )
-    assert_close(actual(direction)[0][1] * A.EPSILON, direction[1], 1e-6)
+    assert_close(actual(direction)[0][1] * EPSILON, direction[1], 1e-6)
 
 
 def test_gradient_of_normalize_at_zero_is_that_of_a_product():
     zero, direction = jnp.zeros((1, K)), jnp.ones((1, K))
-    (grad,) = jax.vjp(A.normalize, zero)[1](direction)
-    np.testing.assert_allclose(grad, direction / A.EPSILON, rtol=1e-6)
+    (grad,) = jax.vjp(normalize, zero)[1](direction)
+    np.testing.assert_allclose(grad, direction / EPSILON, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["svda", "softmax"])
@@ -295,7 +296,7 @@ def test_matched_start_gives_logits_of_softmax_attention():
     # Standard deviation of a logit over independent Gaussian queries and keys: both 1,
     # up to sampling (64 * 64 * 16 logits) and to 1 / K (a unit vector is no Gaussian).
     query, key = jax.random.normal(jax.random.key(0), (2, 1, 64, 16, 32))
-    q_hat, k_hat = A.normalize(query), A.normalize(key)
+    q_hat, k_hat = normalize(query), normalize(key)
     svda = jnp.einsum("bihk,bjhk->bhij", q_hat * 32, k_hat) / 32**0.5
     softmax = jnp.einsum("bihk,bjhk->bhij", query, key) / 32**0.5
     assert jnp.std(svda) == pytest.approx(float(jnp.std(softmax)), rel=0.04)

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from svda_jax import UserError
-from svda_jax.models.vit import Dropout, LayerNorm, PatchEmbed, ViT
+from svda_jax.models.normalization import LayerNorm
+from svda_jax.models.vit import Dropout, PatchEmbed, ViT
 
 B = 5
 

@@ -10,10 +10,7 @@ import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
-# The shortest vector that still normalises to unit length. It keeps the gradient of a
-# zero row finite, which dividing by max(norm, epsilon) does not: there the gradient of
-# the norm itself is 0 / 0.
-EPSILON = 1e-6
+from svda_jax.models.normalization import normalize
 
 # The start c of sigma = c * relative_sigma, as a function of K. For independent
 # Gaussian queries and keys the logits of softmax attention have variance 1 and SVDA's
@@ -40,62 +37,6 @@ class Trace(NamedTuple):
     key: jax.Array
     sigma: jax.Array | None
     spectrum: jax.Array
-
-
-def sum_last(x):
-    """Sums over the last axis and keeps it: `[..., K]` float32 -> `[..., 1]`.
-
-    On CPU as a product with ones: XLA vectorises that, and adds up a short last axis
-    one number after the other. SVDA's step of width 64 takes 2.5 % less (JAX 0.10).
-    """
-    return jax.lax.platform_dependent(
-        x,
-        cpu=lambda x: jnp.matmul(x, jnp.ones(x.shape[-1]), precision="highest")[
-            ..., None
-        ],
-        default=lambda x: jnp.sum(x, axis=-1, keepdims=True),
-    )
-
-
-def normalize(x):
-    """Scales each vector of the last axis to unit L2 length.
-
-        x_hat = x / max(||x||_2, EPSILON)
-
-    Args:
-      x: `[..., K]`, any floating dtype.
-
-    Returns:
-      `[..., K]` float32. A zero row stays zero and has a finite gradient.
-    """
-    return _normalize(x.astype(jnp.float32))
-
-
-@jax.custom_vjp
-def _normalize(x):
-    return _normalize_forward(x)[0]
-
-
-def _normalize_forward(x):
-    scale = jax.lax.rsqrt(jnp.maximum(sum_last(jnp.square(x)), EPSILON**2))  # [..., 1]
-    return x * scale, (x, scale)
-
-
-def _normalize_backward(saved, grad):
-    """The gradient less its part along x, which has no effect on x_hat.
-
-    Written out because autodiff keeps x_hat as well and passes over it once more: with
-    the queries and keys of a width of 64 a twentieth of the step (two CPU cores, JAX
-    0.10).
-    """
-    x, scale = saved
-    grad = grad * scale
-    # A vector shorter than EPSILON is only multiplied by 1 / EPSILON.
-    radial = jnp.where(scale < 1 / EPSILON, jnp.square(scale), 0)
-    return (grad - x * (sum_last(grad * x) * radial),)
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def attention_weights(query, key, sigma=None):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svda_jax import UserError
-from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS, sum_last
+from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
+from svda_jax.models.normalization import LayerNorm
 
 POOLS = ("gap", "cls")
 DTYPES = ("float32", "bfloat16")
@@ -137,51 +138,6 @@ class PatchEmbed(nnx.Module):
         x = x.swapaxes(2, 3)  # [B, h, w, P, P, c]
         x = x.reshape(batch, grid[0] * grid[1], p * p * channels)  # [B, h w, P P c]
         return self.projection(x)
-
-
-class LayerNorm(nnx.LayerNorm):
-    """Layer normalisation, `standardize(x) * scale + bias`, in float32.
-
-    Source: Ba et al. 2016. The gradient is written out: against Flax's own that takes
-    4 to 7 % off a training step (two CPU cores, JAX 0.10).
-    """
-
-    def __call__(self, x):
-        """`[B, N, D]` -> `[B, N, D]` of the module's dtype."""
-        y = standardize(x.astype(jnp.float32)) * self.scale[...] + self.bias[...]
-        return y.astype(self.dtype or jnp.float32)
-
-
-@jax.custom_vjp
-def standardize(x):
-    """Mean 0 and variance 1 over the last axis: (x - mean) / sqrt(variance + 1e-6).
-
-    Args:
-      x: `[..., D]` float32.
-
-    Returns:
-      `[..., D]` float32. A constant row becomes zero and has a finite gradient.
-    """
-    return _standardize_forward(x)[0]
-
-
-def _standardize_forward(x):
-    x = x - _mean(x)
-    scale = jax.lax.rsqrt(_mean(jnp.square(x)) + 1e-6)  # [..., 1]
-    x_hat = x * scale
-    return x_hat, (x_hat, scale)
-
-
-def _standardize_backward(saved, grad):
-    x_hat, scale = saved
-    return (scale * (grad - _mean(grad) - x_hat * _mean(grad * x_hat)),)
-
-
-standardize.defvjp(_standardize_forward, _standardize_backward)
-
-
-def _mean(x):
-    return sum_last(x) / x.shape[-1]
 
 
 class Mlp(nnx.Module):
