@@ -14,7 +14,9 @@ K = 7
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
 def test_normalize_gives_unit_vectors_at_any_length(rng, scale):
     x = normalize(np.float32(scale * rng.normal(size=(5, K))))
-    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), np.ones(5), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(
+        np.linalg.norm(x, axis=-1), np.ones(5), rtol=0, atol=2e-6
+    )
 
 
 def plain_normalize(x):
