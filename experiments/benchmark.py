@@ -11,10 +11,10 @@
     python -m experiments.benchmark indicators   evaluation with the indicators
     python -m experiments.benchmark input        streaming, beside tf.data
 
-Variants are timed in turn, in one process, and compared by the ratio of neighbours, so
-that what else the machine does falls on all of them. Results go to
-experiments/results/benchmark_<name>.md and .json. PyTorch and TensorFlow are optional:
-requirements-benchmark.txt.
+Variants are timed in turn, in one process (peers in one each), and compared by the
+ratio of neighbours, so that what else the machine does falls on all of them. Results go
+to experiments/results/benchmark_<name>.md and .json. PyTorch and TensorFlow are
+optional: requirements-benchmark.txt.
 """
 
 import argparse

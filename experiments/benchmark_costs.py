@@ -16,11 +16,12 @@ from flax import nnx
 
 from configs import cifar10, digits
 from experiments.benchmark import Table, measure, spread
+from experiments.benchmark_speed import create_batch, create_config
 from svda_jax import parallel
 from svda_jax.checkpoint import Checkpoints
 from svda_jax.config import validate
 from svda_jax.indicators import ATTENTIONAL, attentional_indicators
-from svda_jax.models.vit import ViT, ViTConfig
+from svda_jax.models.vit import ViT
 from svda_jax.runs import read_history
 from svda_jax.train import MAX_IN_FLIGHT, create_training, train_and_evaluate
 
@@ -31,13 +32,9 @@ def indicators(repeats):
     images = np.random.default_rng(0).integers(0, 256, size=(256, 32, 32, 3))
     images = jax.device_put(images.astype(np.uint8))
     for attention in ("softmax", "svda"):
-        config = ViTConfig(
+        config = create_config(
             image_size=32,
             channels=3,
-            mean=(0.5,) * 3,
-            std=(0.25,) * 3,
-            num_classes=10,
-            patch_size=4,
             width=192,
             depth=9,
             num_heads=12,
@@ -142,10 +139,7 @@ def checkpoint(repeats):
         number += 1
         if save:
             checkpoints.save(number, vars(state))
-        for i in range(num_steps):
-            state, _ = step(state)
-            if i % 8 == 0:
-                jax.block_until_ready(state)
+        state = _take_steps(state, step, num_steps)
         return state.step
 
     with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
@@ -174,16 +168,20 @@ def create_step(config):
     """The first state of a config's training, and its step on a batch of noise."""
     mesh = parallel.create_mesh()
     model = validate(config, num_devices=mesh.size)
-    shape = (config.batch_size, model.image_size, model.image_size, model.channels)
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": rng.integers(0, 256, size=shape).astype(np.uint8),
-        "label": rng.integers(0, model.num_classes, size=shape[0]).astype(np.int32),
-    }
-    batch = jax.device_put(batch, parallel.split(mesh))
+    images, labels = create_batch(model, config.batch_size)
+    batch = jax.device_put({"image": images, "label": labels}, parallel.split(mesh))
     key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
     _, init, step = create_training(config, model, num_steps=999, mesh=mesh)
     return init(key), lambda state: step(state, batch, key)
+
+
+def _take_steps(state, step, num_steps):
+    """The state after that many steps, as few in flight as in a run."""
+    for i in range(num_steps):
+        state, skipped = step(state)
+        if i % MAX_IN_FLIGHT == 0:
+            jax.block_until_ready(skipped)
+    return jax.block_until_ready(state)
 
 
 def loop(repeats):
@@ -205,11 +203,7 @@ def loop(repeats):
                 history = read_history(pathlib.Path(folder, "run"))
             in_loop = config.batch_size / float(history["images_per_second"][-1])
             start = time.perf_counter()
-            for i in range(num_steps):
-                state, skipped = step(state)
-                if i % MAX_IN_FLIGHT == 0:
-                    jax.block_until_ready(skipped)
-            jax.block_until_ready(state)
+            state = _take_steps(state, step, num_steps)
             bare = (time.perf_counter() - start) / num_steps
             if repeat:  # the first compiles
                 ratios.append(in_loop / bare)
@@ -266,8 +260,9 @@ def startup(repeats):
     return Table(
         "Time to the first step",
         "From the command python -m svda_jax.main --config=configs/digits.py to the "
-        "end of the first training step, data prepared, with an empty and with a warm "
-        f"compile cache. Median and quartiles of {repeats} starts each.",
+        "end of the first training step, data prepared, in a process that has huge "
+        "pages already, with an empty and with a warm compile cache. Median and "
+        f"quartiles of {repeats} starts each.",
         ("compile cache", "seconds"),
         [(cache, spread(values, 1)) for cache, values in seconds.items()],
     )

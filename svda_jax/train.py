@@ -51,11 +51,11 @@ def train_and_evaluate(config, workdir):
       FloatingPointError: loss or gradient was not finite more often in a row than
         allowed; the message names the step and the last checkpoint.
     """
-    if config.compile_cache:
-        use_compile_cache()
     mesh = parallel.create_mesh()
     whole = parallel.replicated(mesh)
     model_config = validate(config, num_devices=mesh.size)
+    if config.compile_cache:
+        use_compile_cache()
     train_data, eval_data = (
         datasets.load(config.dataset, kind, batch_size=config.batch_size, mesh=mesh)
         for kind in ("train", "eval")
