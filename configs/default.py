@@ -67,6 +67,9 @@ def get_config():
     model.width = 192
     model.depth = 9
     model.num_heads = 12
+    # Directions of a head's queries and keys, layer by layer, as in (12, 8, 9); () is
+    # width / num_heads in all. A pruned model has fewer.
+    model.qk_dim = ()
     model.mlp_dim = 384
     # "gap", the mean over tokens, or "cls", a class token.
     model.pool = "gap"

@@ -11,17 +11,20 @@
     python -m experiments.benchmark indicators   evaluation with the indicators
     python -m experiments.benchmark input        streaming, beside tf.data
 
-Variants are timed in turn, in one process (peers in one each), and compared by the
-ratio of neighbours, so that what else the machine does falls on all of them. Results go
+Variants are timed in turn (training steps in a process each) and compared by the ratio
+of neighbours, so that what else the machine does falls on all of them. Results go
 to experiments/results/benchmark_<name>.md and .json. PyTorch and TensorFlow are
 optional: requirements-benchmark.txt.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import json
+import multiprocessing
 import os
 import pathlib
 import platform
@@ -42,7 +45,7 @@ TABLES = {
     "loop": "costs",
     "overhead": "speed",
     "peers": "peers",
-    "scaling": "speed",
+    "scaling": "scaling",
     "startup": "costs",
     "step": "speed",
 }
@@ -149,6 +152,45 @@ def measure(variants, repeats):
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+@contextlib.contextmanager
+def apart(variants):
+    """Steps, each made and taken in a process of its own.
+
+    What one model leaves in a process, its heap and its threads, changes the time of
+    the next.
+
+    Args:
+      variants: calls that make a step, each a tuple of function and arguments, by name.
+
+    Yields:
+      For `measure`, functions that take the step and wait for it, by name.
+    """
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        steps = {}
+        for name, call in variants.items():
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, *call), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.terminate)
+            steps[name] = functools.partial(_ask, here)
+        yield steps
+
+
+def _ask(connection):
+    connection.send("step")
+    connection.recv()
+    return ()
+
+
+def _serve(connection, create, *args):
+    run = create(*args)
+    while connection.recv():
+        jax.block_until_ready(run())
+        connection.send("done")
+
+
 def describe_machine(packages=()):
     """On what, in how many threads and with which versions it was measured."""
     devices = jax.devices()
@@ -159,7 +201,7 @@ def describe_machine(packages=()):
     return (
         f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, "
         f"{threads or os.cpu_count()} processor cores and threads, "
-        f"{'huge pages, ' if 'hugetlb' in tunables else ''}"
+        f"{f'GLIBC_TUNABLES={tunables}, ' if tunables else ''}"
         f"Python {platform.python_version()}, {', '.join(versions)}."
     )
 

@@ -5,14 +5,13 @@ layers, as google-research/vision_transformer and big_vision are described.
 """
 
 import importlib.util
-import multiprocessing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from experiments.benchmark import Table, measure, spread
+from experiments.benchmark import Table, apart, measure, spread
 from experiments.benchmark_speed import (
     compile_step,
     create_batch,
@@ -33,20 +32,22 @@ def peers(repeats):
         softmax = with_attention(config, "softmax")
         svda = with_attention(config, "svda")
         variants = {
-            "ours, softmax": apart(create_step, softmax, batch_size),
-            "ours, SVDA": apart(create_step, svda, batch_size),
-            linen_name: apart(create_linen_step, softmax, batch_size),
+            "ours, softmax": (create_step, softmax, batch_size),
+            "ours, SVDA": (create_step, svda, batch_size),
+            linen_name: (create_linen_step, softmax, batch_size),
         }
         if importlib.util.find_spec("torch"):
             variants |= {
-                "PyTorch, eager, softmax": apart(
-                    create_torch_step, softmax, batch_size
-                ),
-                "PyTorch, torch.compile, softmax": apart(
-                    create_torch_step, softmax, batch_size, compiled=True
+                "PyTorch, eager, softmax": (create_torch_step, softmax, batch_size),
+                "PyTorch, torch.compile, softmax": (
+                    create_torch_step,
+                    softmax,
+                    batch_size,
+                    True,
                 ),
             }
-        seconds = measure(variants, repeats)
+        with apart(variants) as steps:
+            seconds = measure(steps, repeats)
         for name, values in seconds.items():
             rows.append(
                 (
@@ -71,29 +72,6 @@ def peers(repeats):
         rows,
         packages=("optax", "torch"),
     )
-
-
-def apart(create, *args, **kwargs):
-    """`create(*args, **kwargs)`, a step, made and taken in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    context.Process(
-        target=_serve, args=(there, create, args, kwargs), daemon=True
-    ).start()
-
-    def run():
-        here.send("step")
-        here.recv()
-        return ()
-
-    return run
-
-
-def _serve(connection, create, args, kwargs):
-    run = create(*args, **kwargs)
-    while connection.recv():
-        jax.block_until_ready(run())
-        connection.send("done")
 
 
 class LinenViT(linen.Module):
@@ -135,7 +113,7 @@ def create_linen_step(config, batch_size):
     )
 
 
-def create_torch_step(config, batch_size, *, compiled=False):
+def create_torch_step(config, batch_size, compiled=False):
     """As `benchmark_speed.create_step`, by PyTorch, eager or compiled."""
     import torch  # optional
     from torch import nn

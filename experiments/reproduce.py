@@ -2,9 +2,13 @@
 
     python -m experiments.reproduce --config=configs/digits.py --seeds=3
 
-Options of the config follow as for svda_jax.main. Runs lie under --runs, by default
-runs/; those that are finished are not trained again, those that were stopped go on. The
-results go to --out, by default experiments/results/<config>.
+Several --config compare on several data sets and draw them into shared figures too;
+options of the config follow as for svda_jax.main and hold for all of them. --controls
+also trains what tells the parts of SVDA from each other.
+
+Runs lie under --runs, by default runs/; those that are finished are not trained again,
+those that were stopped go on. The results go to <config>/ under --out, by default
+experiments/results.
 """
 
 import argparse
@@ -16,21 +20,42 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
-import scipy.stats
 from absl import flags
 from flax import nnx
 
-from svda_jax import UserError, figures, runs
+from experiments import paper_figures
+from experiments.benchmark import describe_machine
+from experiments.comparison import (
+    ATTENTIONS,
+    configure,
+    mean_and_interval,
+    mean_and_spread,
+    progress,
+    read_configs,
+    train,
+)
+from svda_jax import UserError, runs
 from svda_jax.checkpoint import quiet_orbax
+from svda_jax.config import vit_config
+from svda_jax.figures import LABELS
 from svda_jax.huge_pages import use_huge_pages
 from svda_jax.indicators import INDICATORS
-from svda_jax.main import parse
+from svda_jax.models.vit import ViT
 from svda_jax.report import write_report
-from svda_jax.train import train_and_evaluate
 
-ATTENTIONS = ("softmax", "svda")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# Each differs from SVDA in one option.
+CONTROLS = {
+    "svda-frozen": {"model.attention": "svda", "spectrum_lr_scale": 0.0},
+    "svda-ones": {"model.attention": "svda", "model.spectrum_init": "ones"},
+    "svda-penalty": {"model.attention": "svda", "orthonormality_weight": 0.1},
+}
+CONTROL_NAMES = {
+    "svda": "SVDA",
+    "svda-frozen": "sigma stays at its start, K: cosine attention "
+    "(`spectrum_lr_scale=0`)",
+    "svda-ones": "sigma starts at 1 (`model.spectrum_init=ones`)",
+    "svda-penalty": "orthonormality penalty on (`orthonormality_weight=0.1`)",
+}
 
 
 def main(argv):
@@ -41,101 +66,133 @@ def main(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(
+        "--config", action="append", default=[], help="may be given several times"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each attention")
+    parser.add_argument("--controls", action="store_true", help="train these as well")
     parser.add_argument("--runs", default="runs", help="folder of the runs")
-    parser.add_argument("--out", help="folder of the results")
+    parser.add_argument("--out", default="experiments/results", help="of the results")
     args, rest = parser.parse_known_args(argv[1:])
     quiet_orbax()
     command = shlex.join(["python", "-m", "experiments.reproduce", *argv[1:]])
     try:
-        if args.seeds < 1:
-            raise UserError(f"--seeds={args.seeds} must be positive")
-        workdirs = train(rest, args.seeds, pathlib.Path(args.runs))
-        name = next(iter(workdirs)).name.rsplit("-", 2)[0]
-        out = pathlib.Path(args.out or pathlib.Path("experiments/results", name))
-        write_results(workdirs, out, command)
-    except (UserError, FloatingPointError, flags.Error) as error:
+        failed = reproduce(args, rest, command)
+    except (UserError, flags.Error) as error:
         sys.exit(f"error: {error}")
-    print(f"\nresults are in {out}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same line goes on")
+    if failed:
+        sys.exit(f"error: {failed} runs failed; the results say which")
 
 
-def train(argv, num_seeds, folder):
-    """Trains every run that is not finished; returns their workdirs in order."""
-    workdirs = []
-    for seed in range(num_seeds):
-        for attention in ATTENTIONS:
-            options = [f"--config.seed={seed}", f"--config.model.attention={attention}"]
-            config, workdir, _ = parse(["reproduce", *argv, *options])
-            workdir = folder / workdir.name
-            total = num_seeds * len(ATTENTIONS)
-            print(f"\nrun {len(workdirs) + 1} of {total}: {workdir}", flush=True)
-            train_and_evaluate(config, workdir)
-            workdirs.append(workdir)
-    return workdirs
+def reproduce(args, rest, command):
+    """All that the command line asks for; the number of runs that failed."""
+    if args.seeds < 1:
+        raise UserError(f"--seeds={args.seeds} must be positive")
+    if not args.config:
+        raise UserError("which config? For a start: --config=configs/digits.py")
+    out = pathlib.Path(args.out)
+    names = read_configs(args.config, rest)
+    for path, name in zip(args.config, names, strict=True):
+        runs.check_workdir(configure(path, rest, ATTENTIONS["svda"], 0), out / name)
+    variants = ATTENTIONS | (CONTROLS if args.controls else {})
+    say = progress(len(names) * len(variants) * args.seeds)
+    comparisons = []
+    for path in args.config:
+        comparison = train(
+            path, rest, variants, num_seeds=args.seeds, folder=args.runs, say=say
+        )
+        write_results(comparison, out / comparison.name, command)
+        print(f"\nresults are in {out / comparison.name}")
+        comparisons.append(comparison)
+    if len(comparisons) > 1:
+        paper_figures.draw(comparisons, out)
+        print(f"figures of all data sets are in {out}")
+    return sum(len(comparison.failures) for comparison in comparisons)
 
 
-def write_results(workdirs, out, command):
-    """Writes the table, the histories, heat maps and one report of the runs.
+def write_results(comparison, out, command):
+    """Writes the tables, the figures, the histories and a report of the runs.
 
     Args:
-      workdirs: of runs of both attentions, softmax and SVDA of each seed in turn.
+      comparison: from `train`.
       out: folder for the results; what is in it is replaced.
       command: that makes them again.
+
+    Raises:
+      UserError: out cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    histories = {attention: [] for attention in ATTENTIONS}
-    for workdir in workdirs:
-        config = runs.load_config(workdir)
-        history = runs.read_history(workdir)
-        histories[config.model.attention].append(history)
-        shutil.copyfile(runs.history_path(workdir), out / f"{workdir.name}.nc")
-    shutil.copyfile(runs.config_path(workdirs[1]), out / "config.json")
-    for attention in ATTENTIONS:
-        last = [history["indicators"].values[-1] for history in histories[attention]]
-        picture = figures.to_png(figures.heat_maps(np.mean(last, axis=0)))
-        (out / f"heat_maps_{attention}.png").write_bytes(picture)
-    write_report(workdirs[1], compare=workdirs[0], out=out / "report.html")
-    lines = [*_head(workdirs, histories, command), "", *_table(workdirs, histories)]
-    (out / "README.md").write_text("\n".join(lines) + "\n")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in out.glob(f"{comparison.name}-*.nc"):
+            path.unlink()
+        for variant, workdirs in comparison.workdirs.items():
+            for workdir, history in zip(
+                workdirs, comparison.histories[variant], strict=True
+            ):
+                if history is not None:
+                    path = runs.history_path(workdir)
+                    shutil.copyfile(path, out / f"{workdir.name}.nc")
+        first = comparison.workdirs["svda"][0]
+        shutil.copyfile(runs.config_path(first), out / "config.json")
+        paper_figures.draw([comparison], out)
+        finished = [
+            comparison.workdirs[variant][0]
+            for variant in ("svda", "softmax")
+            if comparison.histories[variant][0] is not None
+        ]
+        if finished:
+            compare = finished[1] if len(finished) > 1 else None
+            write_report(finished[0], compare=compare, out=out / "report.html")
+        page = "\n".join([*_head(comparison, command), "", *_tables(comparison)])
+        (out / "README.md").write_text(page + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from None
 
 
-def _head(workdirs, histories, command):
-    name = workdirs[0].name.rsplit("-", 2)[0]
+def _head(comparison, command):
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
-    where = ", ".join(histories["svda"][0].attrs.values())
-    return [
-        f"# {name}",
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("optax", "orbax-checkpoint")
+    )
+    seeds = len(comparison.workdirs["svda"])
+    lines = [
+        f"# {comparison.name}",
         "",
-        f"Written at commit {commit or 'unknown'}; {where}; {versions}.",
+        f"Written at commit {commit or 'unknown'}. {describe_machine()} {versions}.",
         "",
         f"    {command}",
         "",
-        "Mean and standard deviation over seeds, of the last evaluation of each run; "
-        "the difference is paired by seed, with its 95 % confidence interval "
-        "(Student's t). Indicators are means over layers and heads. `report.html` "
-        "shows the runs of seed 0 side by side, the pictures the mean over seeds; the "
-        "`.nc` files are the histories.",
-        "",
-        "Softmax attention, its spectrum that of W_q W_k^T:",
-        "",
-        "![heat maps of the six indicators, softmax attention](heat_maps_softmax.png)",
-        "",
-        "SVDA:",
-        "",
-        "![heat maps of the six indicators, SVDA](heat_maps_svda.png)",
+        f"Mean and standard deviation over seeds 0 to {seeds - 1}, of the last "
+        "evaluation of each run; differences are paired by seed, with their 95 % "
+        "confidence interval (Student's t). Indicators are means over layers and "
+        "heads. Seconds are of training alone, without evaluation and compilation. "
+        "`report.html` shows the runs of seed 0 side by side; the `.nc` files are the "
+        "histories, the `.svg` files the figures for print.",
     ]
+    for workdir, message in comparison.failures.items():
+        lines += ["", f"**{workdir.name} failed** and is in no mean: {message}."]
+    for name, meaning in (
+        ("figure_1_accuracy", "accuracy over epochs"),
+        ("figure_2_time", "time of an epoch"),
+        ("figure_3_indicators_by_epoch", "the six indicators over epochs"),
+        ("figure_4_indicators_by_layer", "the six indicators over layers"),
+    ):
+        lines += ["", f"![{meaning}]({name}.png)"]
+    return lines
 
 
-def _table(workdirs, histories):
-    """The Markdown table, line by line."""
-    rows = {
+def _tables(comparison):
+    """The Markdown tables, line by line."""
+    quantities = {
         "accuracy (%)": lambda h: 100 * h["eval_accuracy"][-1],
         "cross-entropy (nats)": lambda h: h["eval_loss"][-1],
+        "seconds an epoch": paper_figures.epoch_seconds,
         **{
-            f"{figures.LABELS[name][0]}": lambda h, name=name: (
+            LABELS[name][0]: lambda h, name=name: (
                 h["indicators"].sel(indicator=name)[-1].mean()
             )
             for name in INDICATORS
@@ -144,41 +201,59 @@ def _table(workdirs, histories):
         "orthonormality penalty": lambda h: h["orthonormality"][-1],
     }
     lines = ["| | softmax | SVDA | SVDA - softmax |", "|---|---|---|---|"]
-    counts = [_count_parameters(workdir) for workdir in workdirs[:2]]
-    lines.append(
-        f"| parameters | {counts[0]:,} | {counts[1]:,} | {counts[1] - counts[0]:,} |"
-    )
-    for name, read in rows.items():
-        values = {
-            attention: np.array([float(read(h)) for h in histories[attention]])
-            for attention in ATTENTIONS
-        }
-        cells = [_mean_and_spread(values[attention]) for attention in ATTENTIONS]
-        difference = _difference(values["svda"] - values["softmax"])
+    softmax, svda = (_count_parameters(comparison, v) for v in ATTENTIONS)
+    lines.append(f"| parameters | {softmax:,} | {svda:,} | {svda - softmax:,} |")
+    for name, read in quantities.items():
+        values = [comparison.values(variant, read) for variant in ATTENTIONS]
+        cells = [mean_and_spread(one) for one in values]
+        difference = mean_and_interval(values[1] - values[0])
         lines.append(f"| {name} | {' | '.join(cells)} | {difference} |")
-    lines += ["", "| seed | softmax | SVDA |", "|---|---|---|"]
-    for seed, pair in enumerate(zip(*histories.values(), strict=True)):
-        cells = [f"{100 * float(h['eval_accuracy'][-1]):.2f} %" for h in pair]
+    ratio = mean_and_spread(paper_figures.overhead(comparison))
+    lines.append(f"| time of an epoch over softmax's | 1 | {ratio} | |")
+    variants = list(comparison.workdirs)
+    lines += ["", "Accuracy of every run:", "", f"| seed | {' | '.join(variants)} |"]
+    lines.append("|---" * (1 + len(variants)) + "|")
+    for seed in range(len(comparison.workdirs["svda"])):
+        cells = [_outcome(comparison.histories[v][seed]) for v in variants]
         lines.append(f"| {seed} | {' | '.join(cells)} |")
+    if len(variants) > len(ATTENTIONS):
+        lines += _controls(comparison, quantities)
     return lines
 
 
-def _mean_and_spread(values):
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"
+def _controls(comparison, quantities):
+    """The table of `CONTROLS`, each against SVDA."""
+    names = ("accuracy (%)", "effective rank", "angular alignment")
+    names += ("selectivity index", "orthonormality penalty")
+    lines = ["", "Controls, each of which differs from SVDA in one option:", ""]
+    lines.append(f"| | accuracy - SVDA's | {' | '.join(names)} |")
+    lines.append("|---" * (2 + len(names)) + "|")
+    accuracy = quantities["accuracy (%)"]
+    for variant, name in CONTROL_NAMES.items():
+        difference = comparison.values(variant, accuracy)
+        difference = difference - comparison.values("svda", accuracy)
+        cells = [
+            "" if variant == "svda" else mean_and_interval(difference),
+            *(
+                mean_and_spread(comparison.values(variant, quantities[n]))
+                for n in names
+            ),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
 
 
-def _difference(values):
-    if len(values) == 1:
-        return f"{values[0]:+.3f}"
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
-    return f"{values.mean():+.3f} ± {half:.3f}"
+def _outcome(history):
+    if history is None:
+        return "failed"
+    return f"{100 * float(history['eval_accuracy'][-1]):.2f} %"
 
 
-def _count_parameters(workdir):
-    params = nnx.state(runs.load(workdir).model, nnx.Param)
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+def _count_parameters(comparison, variant):
+    """Parameters of the model of the first run; its config says what it is."""
+    config = runs.load_config(comparison.workdirs[variant][0])
+    params = nnx.eval_shape(lambda: ViT(vit_config(config), rngs=nnx.Rngs(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(params, nnx.Param)))
 
 
 if __name__ == "__main__":

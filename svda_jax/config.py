@@ -116,7 +116,7 @@ def vit_config(config):
         mean=tuple(dataset.mean),
         std=tuple(dataset.std),
         num_classes=dataset.num_classes,
-        **config.model,
+        **{**config.model, "qk_dim": tuple(config.model.qk_dim)},
     )
 
 

@@ -193,12 +193,13 @@ def attentional_indicators(trace, key, noise_scale):
     One draw `[2, N, H, K]` of the noise serves all images, so that an image's values
     depend neither on its batch nor on its place there.
     """
-    weights = attention_weights(trace.query, trace.key, trace.sigma)
+    weights = attention_weights(trace.query, trace.key, trace.sigma, scale=trace.scale)
     noise = jax.random.normal(key, (2, *trace.query.shape[1:]))
     perturbed = attention_weights(
         _perturb(trace.query, noise_scale * noise[0]),
         _perturb(trace.key, noise_scale * noise[1]),
         trace.sigma,
+        scale=trace.scale,
     )
     return {
         "angular_alignment": angular_alignment(trace.query, trace.key),

@@ -72,7 +72,9 @@ def attention_rollout(traces, config):
 
 
 def _stack_weights(traces):
-    weights = [attention_weights(t.query, t.key, t.sigma) for t in traces]
+    weights = [
+        attention_weights(t.query, t.key, t.sigma, scale=t.scale) for t in traces
+    ]
     return jnp.stack(weights, axis=1)
 
 

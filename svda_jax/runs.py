@@ -127,8 +127,22 @@ def read_history(workdir):
         raise UserError(f"{path} is damaged: {error}") from None
 
 
+def is_finished(workdir):
+    """Whether the run in workdir, if any, has been trained and saved to its end.
+
+    Raises:
+      UserError: its config or its history is damaged.
+    """
+    if not config_path(workdir).exists() or not history_path(workdir).exists():
+        return False
+    last = read_history(workdir).isel(step=-1)
+    with Checkpoints(checkpoints_path(workdir)) as checkpoints:
+        saved = int(last["step"]) in checkpoints.steps()
+    return saved and float(last["epoch"]) >= load_config(workdir).num_epochs
+
+
 def check_workdir(config, workdir):
-    """Refuses a workdir that holds the run of another config.
+    """Refuses a folder that holds a run, or results, of another config.
 
     Raises:
       UserError: naming the first key that differs, with both values.
@@ -140,7 +154,7 @@ def check_workdir(config, workdir):
         if key not in _MAY_DIFFER and found.get(key) != wanted.get(key):
             raise UserError(
                 f"{workdir} holds a run with {key}={found.get(key)}, not "
-                f"{wanted.get(key)}; give another --workdir or remove it"
+                f"{wanted.get(key)}; give another folder or remove it"
             )
 
 

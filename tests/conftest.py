@@ -31,6 +31,7 @@ import numpy as np
 import pytest
 from ml_collections import config_dict
 from PIL import Image
+from selenium import webdriver
 
 from configs import digits
 from svda_jax import parallel
@@ -71,6 +72,35 @@ def full_disk():
             signal.signal(signal.SIGXFSZ, handler)
 
     return full_disk
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium, driven by selenium, with its logs on."""
+    binary, driver = "/usr/bin/chromium", "/usr/bin/chromedriver"
+    if not pathlib.Path(binary).exists() or not pathlib.Path(driver).exists():
+        pytest.skip("needs Debian's chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--window-size=1400,1000",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ):
+        options.add_argument(argument)
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture(scope="session")

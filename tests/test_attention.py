@@ -97,7 +97,27 @@ def test_where_the_fused_kernel_is_used(
 ):
     backend = types.SimpleNamespace(platform_version=platform)
     monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
-    assert A._has_fused_kernel(jnp.zeros((1, 1, 1, head_dim), dtype)) == expected
+    query = jnp.zeros((1, 1, 1, head_dim), dtype)
+    assert A._has_fused_kernel(query, query) == expected
+    assert not A._has_fused_kernel(query, jnp.zeros((1, 1, 1, 8), dtype))
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_directions_without_weight_are_as_directions_that_are_not_there(
+    qkv, sigma, attention
+):
+    query, key, value = qkv
+    keep = K - 2
+    query[..., keep:] = key[..., keep:] = sigma[:, keep:] = 0
+    scale = K**-0.5
+    if attention == "svda":
+        full = A.svda_attention(query, key, value, sigma)
+        short = (query[..., :keep], key[..., :keep], value, sigma[:, :keep])
+        assert_close(A.svda_attention(*short, scale=scale), full)
+    else:
+        full = A.softmax_attention(query, key, value)
+        short = (query[..., :keep], key[..., :keep], value)
+        assert_close(A.softmax_attention(*short, scale=scale), full)
 
 
 def test_constant_sigma_is_cosine_attention(qkv):

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import benchmark, benchmark_costs, benchmark_peers, benchmark_speed
+from experiments import (
+    benchmark,
+    benchmark_costs,
+    benchmark_peers,
+    benchmark_scaling,
+    benchmark_speed,
+)
 from svda_jax.models.vit import ViT
 
 
@@ -40,7 +46,7 @@ def test_repeats_must_be_positive(repeats, capsys):
 
 def test_every_table_has_its_function():
     modules = {"costs": benchmark_costs, "peers": benchmark_peers}
-    modules |= {"speed": benchmark_speed}
+    modules |= {"scaling": benchmark_scaling, "speed": benchmark_speed}
     for table, module in benchmark.TABLES.items():
         assert module == "input" or callable(getattr(modules[module], table))
 
@@ -78,6 +84,13 @@ def test_flops_equal_a_hand_count():
     layer = 4 * (4 * 6 * 6 + 2 * 6 * 5) + 2 * 4 * 4 * 6
     forward = 2 * (2 * layer + 4 * 4 * 6 + 6 * 10)
     assert benchmark_speed.count_flops(tiny(), 3) == 3 * 3 * forward
+
+
+def test_bytes_of_the_normalisation_equal_a_hand_count():
+    # Queries, keys: two passes forward, three for the gradient, 4 bytes, B 3, N 4.
+    assert benchmark_speed.count_normalization_bytes(tiny(), 3) == (
+        2 * 5 * 4 * 3 * 4 * 2 * 6
+    )
 
 
 @pytest.mark.parametrize("table", ["overhead", "step"])

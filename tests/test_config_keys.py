@@ -36,7 +36,8 @@ def wrong_values(value):
     if isinstance(value, (int, float)):
         return NUMBERS
     numbers = st.floats(0.1, 1).map(lambda number: f"({number},{number})")  # two
-    return st.one_of(WORDS, numbers, st.sampled_from(["(nan,)", "()", "(inf,)"]))
+    others = ["(nan,)", "(inf,)", *(["()"] if value else [])]
+    return st.one_of(WORDS, numbers, st.sampled_from(others))
 
 
 @st.composite

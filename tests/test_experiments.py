@@ -1,59 +1,300 @@
-"""The comparison at toy size, from the command to the table."""
+"""The paper's comparison at toy size, from the command to tables and figures."""
 
 import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
+import xarray as xr
+from PIL import Image
 
-from experiments import reproduce
+from experiments import comparison, paper_figures, reproduce, spectrum
+from experiments.comparison import Comparison
+from experiments.programs import ROOT
+from svda_jax.indicators import INDICATORS
 from svda_jax.runs import read_history
 
-
-def test_bad_input_ends_in_one_line():
-    for argv, message in (
-        (["--config=configs/digits.py", "--seeds=0"], "--seeds=0 must be positive"),
-        (["--config=nope.py"], "there is no config file nope.py"),
-    ):
-        with pytest.raises(SystemExit, match=message):
-            reproduce.main(["reproduce", *argv])
+FIGURES = (
+    "figure_1_accuracy",
+    "figure_2_time",
+    "figure_3_indicators_by_epoch",
+    "figure_4_indicators_by_layer",
+)
 
 
-def test_mean_spread_and_paired_difference():
-    values = np.array([1.0, 2.0, 6.0])
-    assert reproduce._mean_and_spread(values) == "3.000 ± 2.646"
-    # Student's t of 2 degrees of freedom: 4.303 standard errors of 2.646 / sqrt(3).
-    assert reproduce._difference(values) == "+3.000 ± 6.572"
-    assert reproduce._difference(values[:1]) == "+1.000"
+@pytest.fixture
+def arguments(tmp_path, data_dir):
+    """The command line of a comparison that takes seconds."""
+
+    def arguments(*flags, **options):
+        options = {
+            "num_epochs": 2,
+            "eval_every_epochs": 1,
+            "checkpoint.every_epochs": 1,
+            "model.depth": 2,
+            "model.width": 16,
+            "model.num_heads": 2,
+            "model.mlp_dim": 16,
+            "model.patch_size": 4,
+            "dataset.data_dir": data_dir,
+            "dataset.train_split": "train[:200]",
+            "dataset.eval_split": "test[:77]",
+            **options,
+        }
+        return [
+            f"--runs={tmp_path / 'runs'}",
+            f"--out={tmp_path / 'out'}",
+            *flags,
+            *(f"--config.{key}={value}" for key, value in options.items()),
+        ]
+
+    return arguments
 
 
-@pytest.mark.slow
-def test_comparison_from_command_to_table(tmp_path, data_dir):
-    options = {
-        "num_epochs": 1,
-        "model.depth": 1,
-        "model.width": 16,
-        "model.mlp_dim": 16,
-        "dataset.data_dir": data_dir,
-    }
-    argv = ["reproduce", "--config=configs/digits.py", "--seeds=2"]
-    argv += [f"--runs={tmp_path / 'runs'}", f"--out={tmp_path / 'out'}"]
-    argv += [f"--config.{key}={value}" for key, value in options.items()]
-    reproduce.main(argv)
-    page = (tmp_path / "out" / "README.md").read_text()
-    for attention, column in (("softmax", 2), ("svda", 3)):
-        histories = [
+def run(*argv):
+    reproduce.main(["reproduce", *argv])
+
+
+def cells(page, name):
+    """The numbers of a table's row, cell by cell."""
+    (row,) = (line for line in page.splitlines() if line.startswith(f"| {name} |"))
+    return [re.findall(r"-?[\d.]+", cell) for cell in row.split("|")[2:-1]]
+
+
+def test_comparison_from_command_to_table(tmp_path, arguments, two_devices):
+    run("--config=configs/digits.py", *arguments("--seeds=2", "--controls"))
+    out = tmp_path / "out" / "digits"
+    page = (out / "README.md").read_text()
+    histories = {
+        attention: [
             read_history(tmp_path / "runs" / f"digits-{attention}-{seed}")
             for seed in range(2)
         ]
-        accuracies = [100 * float(h["eval_accuracy"][-1]) for h in histories]
-        row = next(line for line in page.splitlines() if "| accuracy" in line)
-        mean, spread = re.findall(r"[\d.]+", row.split("|")[column])
-        assert float(mean) == pytest.approx(np.mean(accuracies), abs=1e-3)
-        assert float(spread) == pytest.approx(np.std(accuracies, ddof=1), abs=1e-3)
-    for name in (
-        "config.json",
-        "report.html",
-        "heat_maps_svda.png",
-        "digits-svda-1.nc",
-    ):
-        assert (tmp_path / "out" / name).exists()
+        for attention in ("softmax", "svda")
+    }
+    for name, read in {
+        "accuracy (%)": lambda h: 100 * h["eval_accuracy"][-1],
+        "effective rank": lambda h: h["indicators"][-1, 1].mean(),
+        "seconds an epoch": lambda h: h["epoch_seconds"].median(),
+    }.items():
+        values = {
+            attention: np.array([float(read(h)) for h in hs])
+            for attention, hs in histories.items()
+        }
+        row = cells(page, re.escape(name).replace("\\", ""))
+        for cell, attention in zip(row, values, strict=False):
+            mean, spread = map(float, cell)
+            assert mean == pytest.approx(values[attention].mean(), abs=1e-3)
+            assert spread == pytest.approx(values[attention].std(ddof=1), abs=1e-3)
+        difference = float(row[2][0])
+        expected = np.mean(values["svda"] - values["softmax"])
+        assert difference == pytest.approx(expected, abs=1e-3)
+    for seed in range(2):
+        assert float(cells(page, str(seed))[1][0]) == pytest.approx(
+            100 * float(histories["svda"][seed]["eval_accuracy"][-1]), abs=0.01
+        )
+    for name in ("config.json", "report.html", "digits-svda-1.nc"):
+        assert (out / name).exists()
+    for control in reproduce.CONTROL_NAMES.values():
+        assert control in page
+    copied = xr.load_dataset(out / "digits-svda-1.nc", engine="scipy")
+    assert copied.identical(histories["svda"][1])
+    for name in FIGURES:
+        assert f"({name}.png)" in page
+        with Image.open(out / f"{name}.png") as image:
+            assert min(image.size) > 400
+        assert ET.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_data_sets_share_figures_and_finished_runs_stay(
+    tmp_path, arguments, two_devices, capsys
+):
+    (tmp_path / "small_digits.py").write_text("from configs.digits import get_config\n")
+    argv = ["--config=configs/digits.py", f"--config={tmp_path / 'small_digits.py'}"]
+    run(*argv, *arguments("--seeds=1"))
+    for name in FIGURES:
+        for ending in ("svg", "png"):
+            assert (tmp_path / "out" / f"{name}.{ending}").exists()
+    said = capsys.readouterr().out
+    assert "run 4 of 4" in said
+    assert said.count("train loss") == 4 * 2
+    run(*argv, *arguments("--seeds=1"))
+    assert "train loss" not in capsys.readouterr().out  # nothing is trained twice
+
+
+def test_killed_comparison_goes_on_to_the_same_end(tmp_path, arguments, data_dir):
+    argv = ["--config=configs/digits.py", *arguments("--seeds=1", num_epochs=6)]
+    command = [sys.executable, "-m", "experiments.reproduce", *argv]
+    program = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    seen = 0
+    for line in program.stdout:
+        seen += line.startswith("epoch")
+        if seen == 8:  # in the middle of the second run
+            break
+    program.kill()
+    program.communicate()
+    assert not (tmp_path / "out").exists()
+    out = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "resuming at step" in out
+    assert out.count("epoch ") < 6
+    resumed = tmp_path / "out" / "digits"
+    other = [*argv, f"--runs={tmp_path / 'other'}", f"--out={tmp_path / 'other'}"]
+    subprocess.run([*command[:3], *other], cwd=ROOT, capture_output=True, check=True)
+    timed = ["images_per_second", "epoch_seconds"]
+    for attention in ("softmax", "svda"):
+        name = f"digits-{attention}-0.nc"
+        one, two = (
+            xr.load_dataset(path / name, engine="scipy").drop_vars(timed)
+            for path in (resumed, tmp_path / "other" / "digits")
+        )
+        assert one.identical(two)
+
+
+def test_a_run_that_fails_is_said_and_the_others_stay(
+    tmp_path, arguments, two_devices, monkeypatch
+):
+    train = comparison.train_and_evaluate
+
+    def fail_once(config, workdir):
+        if workdir.name == "digits-svda-1":
+            raise FloatingPointError("loss is not finite at step 7")
+        train(config, workdir)
+
+    monkeypatch.setattr(comparison, "train_and_evaluate", fail_once)
+    with pytest.raises(SystemExit, match="error: 1 runs failed"):
+        run("--config=configs/digits.py", *arguments("--seeds=2"))
+    page = (tmp_path / "out" / "digits" / "README.md").read_text()
+    assert "**digits-svda-1 failed** and is in no mean: loss is not finite" in page
+    assert "| 1 | " in page
+    assert next(s for s in page.splitlines() if s.startswith("| 1 |")).endswith(
+        "| failed |"
+    )
+    accuracy = read_history(tmp_path / "runs" / "digits-svda-0")["eval_accuracy"][-1]
+    (mean,) = cells(page, "accuracy (%)")[1]
+    assert float(mean) == pytest.approx(100 * float(accuracy), abs=1e-3)
+    assert not (tmp_path / "out" / "digits" / "digits-svda-1.nc").exists()
+
+
+def test_study_of_start_and_learning_rate(
+    tmp_path, arguments, two_devices, monkeypatch
+):
+    monkeypatch.setattr(spectrum, "SCALES", (1, 30))
+    argv = arguments("--seeds=1", num_epochs=1)
+    spectrum.main(["spectrum", "--config=configs/digits.py", *argv])
+    page = (tmp_path / "out" / "README.md").read_text()
+    history = read_history(tmp_path / "runs" / "digits-study-ones-30-0")
+    row = next(s for s in page.splitlines() if s.startswith("| 1 | 30 |"))
+    accuracy, rank = (float(cell) for cell in row.split("|")[3:5])
+    assert accuracy == pytest.approx(100 * float(history.eval_accuracy[-1]), abs=0.01)
+    expected = float(history["indicators"].sel(indicator="effective_rank")[-1].mean())
+    assert rank == pytest.approx(expected, abs=0.01)
+    assert (tmp_path / "out" / "figure_start_and_rate.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config=configs/digits.py", "--seeds=0"], "--seeds=0 must be positive"),
+        (["--config=nope.py"], "there is no config file nope.py"),
+        ([], "which config"),
+        (["--config=configs/digits.py"] * 2, "same name: digits, digits"),
+        (["--config=configs/digits.py", "--config.sed=1"], "no key sed"),
+    ],
+)
+def test_bad_input_ends_in_one_line(argv, message, tmp_path):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        run(*argv, f"--runs={tmp_path}", f"--out={tmp_path}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_of_another_config_are_not_overwritten(
+    tmp_path, arguments, two_devices
+):
+    run("--config=configs/digits.py", *arguments("--seeds=1", num_epochs=1))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    argv = arguments("--seeds=1", num_epochs=1, weight_decay=0.5)
+    with pytest.raises(SystemExit, match=r"out.digits holds a run with weight_decay"):
+        run("--config=configs/digits.py", *argv)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def make_history(accuracies, seconds, seed):
+    """A history of two layers and three heads with known indicators."""
+    steps = len(accuracies)
+    rng = np.random.default_rng(seed)
+    return xr.Dataset(
+        {
+            "eval_accuracy": ("step", accuracies),
+            "epoch_seconds": ("step", seconds),
+            "indicators": (
+                ("step", "indicator", "layer", "head"),
+                rng.uniform(size=(steps, 6, 2, 3)),
+            ),
+        },
+        coords={
+            "step": range(steps),
+            "epoch": ("step", np.arange(1.0, steps + 1)),
+            "indicator": list(INDICATORS),
+        },
+    )
+
+
+@pytest.fixture
+def known():
+    """A comparison of three seeds with known numbers; one run failed."""
+    histories = {
+        "softmax": [make_history([0.1, 0.5], [2, 2.0], s) for s in range(3)],
+        "svda": [make_history([0.2, 0.6 + 0.1 * s], [2, 2.2], s) for s in range(2)],
+    }
+    histories["svda"].append(None)
+    return Comparison("known", {}, histories, {})
+
+
+def test_figures_show_the_histories(known):
+    (ax,) = paper_figures.accuracy([known]).axes
+    softmax, svda = ax.lines
+    np.testing.assert_allclose(softmax.get_ydata(), [10, 50])
+    np.testing.assert_allclose(svda.get_ydata(), [20, 65])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "softmax, 3 seeds",
+        "SVDA, 2 seeds",
+    ]
+    (ax,) = paper_figures.time_per_epoch([known]).axes
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([2.0, 2.1])
+    assert "SVDA: +5.0 %" in ax.get_title()
+    for over, axis in (("epoch", ("layer", "head")), ("layer", ("head",))):
+        figure = paper_figures.indicators([known], over)
+        titles = [ax.get_title() for ax in figure.axes]
+        assert titles[2] == "(c) effective rank, SVDA"
+        assert titles[3] == "(d) effective rank, softmax"
+        assert titles[-1].startswith("(l) ")
+        chosen = [
+            h["indicators"].sel(indicator="effective_rank").mean(axis)
+            for h in known.histories["softmax"]
+        ]
+        values = np.array([h if over == "epoch" else h[-1] for h in chosen])
+        line = figure.axes[3].lines[0]
+        np.testing.assert_allclose(line.get_ydata(), values.mean(0))
+
+
+def test_figures_are_the_same_bytes_again(known, tmp_path):
+    for name in ("one", "two"):
+        paper_figures.save(paper_figures.accuracy([known]), tmp_path / name)
+    for ending in ("svg", "png"):
+        first, second = (tmp_path / f"{n}.{ending}" for n in ("one", "two"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_mean_spread_and_paired_difference():
+    values = np.array([1.0, 2.0, 6.0, np.nan])
+    assert comparison.mean_and_spread(values) == "3.000 ± 2.646"
+    # Student's t of 2 degrees of freedom: 4.303 standard errors of 2.646 / sqrt(3).
+    assert comparison.mean_and_interval(values) == "+3.000 ± 6.572"
+    assert comparison.mean_and_interval(values[:1]) == "+1.000"
+    assert comparison.mean_and_spread(values[3:]) == "-"

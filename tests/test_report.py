@@ -1,7 +1,6 @@
 """The report: what it shows, what it refuses, and how a browser takes it."""
 
 import json
-import pathlib
 import shutil
 
 import pytest
@@ -10,8 +9,6 @@ from svda_jax import UserError, report, runs
 from svda_jax.report import write_report
 from svda_jax.report.__main__ import main
 from svda_jax.train import train_and_evaluate
-
-CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
 
 pytestmark = pytest.mark.usefixtures("two_devices")
 
@@ -116,49 +113,22 @@ def test_page_that_cannot_be_written(workdirs, tmp_path):
         write_report(workdirs["svda"], out=tmp_path / "no" / "page.html")
 
 
-@pytest.mark.skipif(
-    not pathlib.Path(CHROMIUM).exists() or not pathlib.Path(DRIVER).exists(),
-    reason="needs Debian's chromium and chromium-driver",
-)
-def test_page_in_a_browser(both, tmp_path):
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for argument in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ):
-        options.add_argument(argument)
-    options.set_capability(
-        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+def test_page_in_a_browser(both, browser):
+    browser.get(both.as_uri())
+    assert browser.get_log("browser") == []
+    messages = [
+        json.loads(entry["message"])["message"]
+        for entry in browser.get_log("performance")
+    ]
+    requested = {
+        message["params"]["request"]["url"]
+        for message in messages
+        if message["method"] == "Network.requestWillBeSent"
+    }
+    assert both.as_uri() in requested
+    assert not [url for url in requested if url.startswith(("http", "ws", "ftp"))]
+    widths = browser.execute_script(
+        "return [...document.images].map(image => image.naturalWidth)"
     )
-    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    try:
-        driver.get(both.as_uri())
-        assert driver.get_log("browser") == []
-        messages = [
-            json.loads(entry["message"])["message"]
-            for entry in driver.get_log("performance")
-        ]
-        requested = {
-            message["params"]["request"]["url"]
-            for message in messages
-            if message["method"] == "Network.requestWillBeSent"
-        }
-        assert both.as_uri() in requested
-        assert not [url for url in requested if url.startswith(("http", "ws", "ftp"))]
-        widths = driver.execute_script(
-            "return [...document.images].map(image => image.naturalWidth)"
-        )
-        assert len(widths) == 21
-        assert min(widths) > 100
-    finally:
-        driver.quit()
+    assert len(widths) == 21
+    assert min(widths) > 100

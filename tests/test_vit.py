@@ -63,6 +63,19 @@ def test_logits_and_traces(make_model_config, images, attention, pool, tokens):
         assert trace.spectrum.shape == (3, 5)
 
 
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_layers_can_have_fewer_directions(
+    make_model_config, images, randomize, attention
+):
+    config = make_model_config(attention=attention, qk_dim=(4, 2))
+    logits, traces = randomized(config, randomize)(images)
+    assert logits.shape == (B, 7)
+    for trace, directions in zip(traces, (4, 2), strict=True):
+        assert trace.query.shape == trace.key.shape == (B, 9, 3, directions)
+        assert trace.spectrum.shape == (3, directions)
+        assert trace.scale == 5**-0.5  # that of all directions
+
+
 def test_patch_embed_takes_patches_row_by_row(make_model_config, rng):
     embed = PatchEmbed(make_model_config(), rngs=nnx.Rngs(0))
     images = np.float32(rng.normal(size=(B, 6, 6, 2)))
@@ -151,6 +164,8 @@ def test_dropout_is_a_function_of_the_images_key(
         ({"drop_path": -0.1}, r"model.drop_path=-0.1 must be in \[0, 1\)"),
         ({"width": 0}, "model.width=0 must be positive"),
         ({"num_classes": 0}, "dataset.num_classes=0 must be positive"),
+        ({"qk_dim": (4,)}, "model.qk_dim=.* for each of model.depth=2"),
+        ({"qk_dim": (4, 0)}, "model.qk_dim=.* must be .* or a positive integer"),
         ({"mean": (0.5,)}, "dataset.mean=.* one value for each of dataset.channels=2"),
         ({"std": (0.5, 0.0)}, "dataset.std=.* must be positive"),
     ],

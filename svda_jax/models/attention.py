@@ -1,6 +1,7 @@
 """SVDA and softmax attention: pure functions, and one module for each.
 
-Axes: B images, N tokens, H heads, D width, K = D / H per-head width.
+Axes: B images, N tokens, H heads, D width, K per-head width of queries and keys, D / H
+unless the model was made, or pruned, to have less.
 """
 
 from typing import NamedTuple
@@ -31,15 +32,17 @@ class Trace(NamedTuple):
       sigma: `[H, K]` float32, SVDA's diagonal; None for softmax attention.
       spectrum: `[H, K]` float32, the head's importance of directions: sigma, or for
         softmax attention the singular values of `W_q W_k^T`, largest first.
+      scale: of the scores, see `attention_weights`.
     """
 
     query: jax.Array
     key: jax.Array
     sigma: jax.Array | None
     spectrum: jax.Array
+    scale: float | None = None
 
 
-def attention_weights(query, key, sigma=None):
+def attention_weights(query, key, sigma=None, *, scale=None):
     """The attention weights of SVDA or, without sigma, of softmax attention.
 
         A = softmax(q_hat diag(sigma) k_hat^T / sqrt(K))      with sigma
@@ -49,6 +52,7 @@ def attention_weights(query, key, sigma=None):
       query: `[B, N, H, K]`, raw (not normalised).
       key: `[B, N, H, K]`, raw.
       sigma: `[H, K]` of either sign, or None.
+      scale: in place of 1 / sqrt(K), for queries and keys without all their directions.
 
     Returns:
       `[B, H, N, N]` float32, each row a distribution over the keys.
@@ -58,7 +62,7 @@ def attention_weights(query, key, sigma=None):
 
     Source: arXiv 2602.10994; Vaswani et al. 2017, Eq. 1.
     """
-    exponentials = _exponentials(*_score_operands(query, key, sigma))
+    exponentials = _exponentials(*_score_operands(query, key, sigma, scale))
     return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
 
 
@@ -68,10 +72,10 @@ def dot_product_attention(query, key, value):
     Args:
       query: `[B, N, H, K]`.
       key: `[B, N, H, K]`.
-      value: `[B, N, H, K]`.
+      value: `[B, N, H, V]`.
 
     Returns:
-      `[B, N, H, K]` of the dtype of value; scores and softmax are float32.
+      `[B, N, H, V]` of the dtype of value; scores and softmax are float32.
 
     cuDNN's fused kernel where there is one for the arguments. Elsewhere the weights are
     divided by their sum after they have been applied to the values: that saves a pass
@@ -79,7 +83,7 @@ def dot_product_attention(query, key, value):
     `jax.nn.dot_product_attention` it takes a tenth off a step of width 64, 49 tokens
     (two CPU cores, JAX 0.10).
     """
-    if _has_fused_kernel(query):
+    if _has_fused_kernel(query, value):
         return jax.nn.dot_product_attention(
             query, key, value, scale=1.0, implementation="cudnn"
         )
@@ -94,23 +98,24 @@ def dot_product_attention(query, key, value):
     return (out / jnp.moveaxis(totals, 1, 2)[..., None]).astype(value.dtype)
 
 
-def softmax_attention(query, key, value):
+def softmax_attention(query, key, value, *, scale=None):
     """Softmax attention, `attention_weights(query, key) v`.
 
     Args:
       query: `[B, N, H, K]`.
       key: `[B, N, H, K]`.
-      value: `[B, N, H, K]`.
+      value: `[B, N, H, V]`.
+      scale: see `attention_weights`.
 
     Returns:
-      `[B, N, H, K]` of the dtype of value.
+      `[B, N, H, V]` of the dtype of value.
 
     Source: Vaswani et al. 2017, Eq. 1.
     """
-    return dot_product_attention(*_score_operands(query, key, None), value)
+    return dot_product_attention(*_score_operands(query, key, None, scale), value)
 
 
-def svda_attention(query, key, value, sigma):
+def svda_attention(query, key, value, sigma, *, scale=None):
     """SVDA attention, `attention_weights(query, key, sigma) v`.
 
     It is ordinary attention between `q_hat * sigma / sqrt(K)` and `k_hat`.
@@ -118,11 +123,12 @@ def svda_attention(query, key, value, sigma):
     Args:
       query: `[B, N, H, K]`, raw (not normalised).
       key: `[B, N, H, K]`, raw.
-      value: `[B, N, H, K]`.
+      value: `[B, N, H, V]`.
       sigma: `[H, K]` of either sign.
+      scale: see `attention_weights`.
 
     Returns:
-      `[B, N, H, K]` of the dtype of value. Norms and softmax are float32 whatever the
+      `[B, N, H, V]` of the dtype of value. Norms and softmax are float32 whatever the
       dtype of the arguments.
 
     Raises:
@@ -130,7 +136,7 @@ def svda_attention(query, key, value, sigma):
 
     Source: arXiv 2602.10994.
     """
-    return dot_product_attention(*_score_operands(query, key, sigma), value)
+    return dot_product_attention(*_score_operands(query, key, sigma, scale), value)
 
 
 def orthonormality_penalty(kernel):
@@ -178,22 +184,26 @@ class SoftmaxAttention(nnx.Module):
     Args:
       width: D, a multiple of num_heads.
       num_heads: H.
+      qk_dim: K; None is D / H. The scores are divided by sqrt(D / H) all the same.
       spectrum_init: unused here; SVDA's start of sigma, so that both attentions are
         built by the same call.
       dtype: of the activations; parameters are float32.
       rngs: `nnx.Rngs` to initialise from.
     """
 
-    def __init__(self, width, num_heads, *, spectrum_init, dtype, rngs):
+    def __init__(self, width, num_heads, *, qk_dim, spectrum_init, dtype, rngs):
         del spectrum_init
-        heads = (num_heads, width // num_heads)
+        head_dim = width // num_heads
+        self.scale = head_dim**-0.5
+        directions = (num_heads, qk_dim or head_dim)
+        heads = (num_heads, head_dim)
         options = {
             "kernel_init": nnx.initializers.xavier_uniform(),
             "dtype": dtype,
             "rngs": rngs,
         }
-        self.query = nnx.LinearGeneral(width, heads, **options)
-        self.key = nnx.LinearGeneral(width, heads, **options)
+        self.query = nnx.LinearGeneral(width, directions, **options)
+        self.key = nnx.LinearGeneral(width, directions, **options)
         self.value = nnx.LinearGeneral(width, heads, **options)
         self.out = nnx.LinearGeneral(heads, width, axis=(-2, -1), **options)
 
@@ -201,11 +211,11 @@ class SoftmaxAttention(nnx.Module):
         """Attends over tokens: `[B, N, D]` -> (`[B, N, D]`, its `Trace`)."""
         query, key, value = self.query(x), self.key(x), self.value(x)  # [B, N, H, K]
         out = self.out(self.attend(query, key, value))
-        return out, Trace(query, key, self.sigma, self.spectrum)
+        return out, Trace(query, key, self.sigma, self.spectrum, self.scale)
 
     def attend(self, query, key, value):
-        """The attention itself: three `[B, N, H, K]` -> `[B, N, H, K]`."""
-        return softmax_attention(query, key, value)
+        """The attention itself, `[B, N, H, D / H]` as value is."""
+        return softmax_attention(query, key, value, scale=self.scale)
 
     @property
     def sigma(self):
@@ -238,6 +248,7 @@ class SVDAAttention(SoftmaxAttention):
     Args:
       width: D, a multiple of num_heads.
       num_heads: H.
+      qk_dim: K; None is D / H.
       spectrum_init: a key of `SPECTRUM_STARTS`, the start c of sigma.
       dtype: of the activations; parameters, norms and softmax are float32.
       rngs: `nnx.Rngs` to initialise from.
@@ -245,17 +256,22 @@ class SVDAAttention(SoftmaxAttention):
     Source: arXiv 2602.10994. Differs: the start of sigma, which it does not print.
     """
 
-    def __init__(self, width, num_heads, *, spectrum_init, dtype, rngs):
+    def __init__(self, width, num_heads, *, qk_dim, spectrum_init, dtype, rngs):
         super().__init__(
-            width, num_heads, spectrum_init=spectrum_init, dtype=dtype, rngs=rngs
+            width,
+            num_heads,
+            qk_dim=qk_dim,
+            spectrum_init=spectrum_init,
+            dtype=dtype,
+            rngs=rngs,
         )
         head_dim = width // num_heads
         self.start = SPECTRUM_STARTS[spectrum_init](head_dim)
-        self.relative_sigma = nnx.Param(jnp.ones((num_heads, head_dim)))
+        self.relative_sigma = nnx.Param(jnp.ones((num_heads, qk_dim or head_dim)))
 
     def attend(self, query, key, value):
-        """The attention itself: three `[B, N, H, K]` -> `[B, N, H, K]`."""
-        return svda_attention(query, key, value, self.sigma)
+        """The attention itself, `[B, N, H, D / H]` as value is."""
+        return svda_attention(query, key, value, self.sigma, scale=self.scale)
 
     @property
     def sigma(self):
@@ -272,9 +288,9 @@ class SVDAAttention(SoftmaxAttention):
 ATTENTIONS = {"svda": SVDAAttention, "softmax": SoftmaxAttention}
 
 
-def _score_operands(query, key, sigma):
+def _score_operands(query, key, sigma, scale):
     """The two `[B, N, H, K]` arrays whose products are the scores."""
-    scale = query.shape[-1] ** -0.5
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if sigma is None:
         return (query.astype(jnp.float32) * scale).astype(query.dtype), key
     if sigma.shape != query.shape[-2:]:
@@ -293,10 +309,11 @@ def _exponentials(query, key):
     return jnp.exp(scores - largest)
 
 
-def _has_fused_kernel(query):
+def _has_fused_kernel(query, value):
     """Whether cuDNN's flash attention, as JAX wraps it, takes such arrays."""
     return (
-        query.dtype in (jnp.bfloat16, jnp.float16)
+        query.shape == value.shape
+        and query.dtype in (jnp.bfloat16, jnp.float16)
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 128
         and "cuda" in jax.extend.backend.get_backend().platform_version

@@ -32,6 +32,8 @@ class ViTConfig:
       width: D, a multiple of num_heads.
       depth: number of blocks, L.
       num_heads: H.
+      qk_dim: directions a head's queries and keys have, layer by layer; () is D / H in
+        all, which is also what the scores are scaled by.
       mlp_dim: hidden width of the MLPs.
       pool: "gap", the mean over tokens, or "cls", a class token.
       dropout: rate on the embeddings and on what each residual branch adds.
@@ -57,6 +59,7 @@ class ViTConfig:
     depth: int
     num_heads: int
     mlp_dim: int
+    qk_dim: tuple[int, ...] = ()
     pool: str = "gap"
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -93,6 +96,13 @@ class ViTConfig:
             "model.patch_size",
             self,
             f"must divide dataset.image_size={self.image_size}",
+        )
+        _require(
+            len(self.qk_dim) in (0, self.depth)
+            and all(isinstance(k, int) and k > 0 for k in self.qk_dim),
+            "model.qk_dim",
+            self,
+            f"must be () or a positive integer for each of model.depth={self.depth}",
         )
         for name in ("mean", "std"):
             values = getattr(self, name)
@@ -160,14 +170,15 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm Transformer block: attention, then MLP, each on a residual branch."""
 
-    def __init__(self, config, *, drop_path, rngs):
+    def __init__(self, config, *, layer, rngs):
         dtype = jnp.dtype(config.dtype)
         self.dropout = config.dropout
-        self.drop_path = drop_path
+        self.drop_path = config.drop_path * layer / max(config.depth - 1, 1)
         self.attention_norm = LayerNorm(config.width, dtype=dtype, rngs=rngs)
         self.attention = ATTENTIONS[config.attention](
             config.width,
             config.num_heads,
+            qk_dim=config.qk_dim[layer] if config.qk_dim else None,
             spectrum_init=config.spectrum_init,
             dtype=dtype,
             rngs=rngs,
@@ -212,12 +223,7 @@ class ViT(nnx.Module):
             0.02 * jax.random.normal(rngs.params(), (1, num_tokens, config.width))
         )
         self.blocks = nnx.List(
-            Block(
-                config,
-                drop_path=config.drop_path * layer / max(config.depth - 1, 1),
-                rngs=rngs,
-            )
-            for layer in range(config.depth)
+            Block(config, layer=layer, rngs=rngs) for layer in range(config.depth)
         )
         self.norm = LayerNorm(config.width, rngs=rngs)
         self.head = nnx.Linear(

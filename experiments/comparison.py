@@ -1,0 +1,149 @@
+"""Variants of one training, each over several seeds: trained, read back, compared."""
+
+import dataclasses
+import pathlib
+import time
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+from svda_jax import UserError, runs
+from svda_jax.main import parse
+from svda_jax.train import train_and_evaluate
+
+# What is compared, by the name in a run's folder: the options that make it.
+ATTENTIONS = {
+    "softmax": {"model.attention": "softmax"},
+    "svda": {"model.attention": "svda"},
+}
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Runs of a config, by variant and seed.
+
+    Attributes:
+      name: of the config.
+      workdirs: a run's folder for each seed, by variant.
+      histories: `xarray.Dataset` of each finished run, None for one that failed.
+      failures: what a run that failed said, by folder.
+    """
+
+    name: str
+    workdirs: dict[str, list[pathlib.Path]]
+    histories: dict[str, list[xr.Dataset | None]]
+    failures: dict[pathlib.Path, str]
+
+    def values(self, variant, read):
+        """A number of each run, NaN for one that failed: `[seeds]`."""
+        return np.array(
+            [
+                np.nan if history is None else float(read(history))
+                for history in self.histories[variant]
+            ]
+        )
+
+
+def read_configs(paths, argv):
+    """Checks that every config with these options is one; their names.
+
+    Raises:
+      UserError: a config or an option is wrong, or two configs have one name.
+    """
+    names = []
+    for path in paths:
+        parse(["", f"--config={path}", *argv])
+        names.append(pathlib.Path(path).stem)
+    if len(set(names)) < len(names):
+        raise UserError(f"two configs have the same name: {', '.join(names)}")
+    return names
+
+
+def configure(path, argv, options, seed):
+    """The config of one run; what the variant says overrides the command line."""
+    options = {**options, "seed": seed}
+    flags = [f"--config.{key}={value}" for key, value in options.items()]
+    return parse(["", f"--config={path}", *argv, *flags])[0]
+
+
+def train(path, argv, variants, *, num_seeds, folder, say):
+    """Trains every run that is not finished, seed by seed, variants in turn.
+
+    Args:
+      path: of the config.
+      argv: options for all runs, as on the command line.
+      variants: options of each, by name.
+      num_seeds: runs of each.
+      folder: of the runs.
+      say: called with a run's folder before it is trained.
+
+    Returns:
+      A `Comparison`. A run whose loss or gradient stays not finite has failed and the
+      others go on.
+
+    Raises:
+      UserError: a config, the data or a folder is not what it should be.
+    """
+    name = pathlib.Path(path).stem
+    workdirs = {variant: [] for variant in variants}
+    histories = {variant: [] for variant in variants}
+    failures = {}
+    for seed in range(num_seeds):
+        for variant, options in variants.items():
+            config = configure(path, argv, options, seed)
+            workdir = pathlib.Path(folder, f"{name}-{variant}-{seed}")
+            say(workdir)
+            runs.check_workdir(config, workdir)
+            history = None
+            try:
+                if not runs.is_finished(workdir):
+                    train_and_evaluate(config, workdir)
+                if runs.is_finished(workdir):
+                    history = runs.read_history(workdir)
+                else:
+                    raise UserError(f"{workdir} was stopped; the same line goes on")
+            except FloatingPointError as error:
+                failures[workdir] = str(error)
+                print(f"failed: {error}", flush=True)
+            workdirs[variant].append(workdir)
+            histories[variant].append(history)
+    return Comparison(name, workdirs, histories, failures)
+
+
+def progress(total):
+    """A function that says which run of so many is next, and how long they have taken.
+
+    Args:
+      total: number of runs.
+    """
+    start, count = time.monotonic(), 0
+
+    def say(workdir):
+        nonlocal count
+        count += 1
+        minutes = (time.monotonic() - start) / 60
+        print(f"\nrun {count} of {total}, after {minutes:.0f} min: {workdir}")
+
+    return say
+
+
+def mean_and_spread(values, decimals=3):
+    """Mean and standard deviation of what is there, as text."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return "-"
+    text = f"{values.mean():,.{decimals}f}"
+    return text + (f" ± {values.std(ddof=1):,.{decimals}f}" if len(values) > 1 else "")
+
+
+def mean_and_interval(values, decimals=3):
+    """Mean of differences with its 95 % confidence interval (Student's t), as text."""
+    values = values[np.isfinite(values)]
+    if len(values) == 0:
+        return "-"
+    text = f"{values.mean():+,.{decimals}f}"
+    if len(values) == 1:
+        return text
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
+    return f"{text} ± {half:,.{decimals}f}"

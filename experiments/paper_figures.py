@@ -1,0 +1,170 @@
+"""The figures of the paper (arXiv 2602.10994), drawn from what was measured.
+
+1  accuracy over epochs             3  the six indicators over epochs
+2  time of an epoch of training     4  the six indicators over layers
+
+Lines are means over seeds, bands reach from the lowest to the highest seed. The paper
+shows the indicators of SVDA; here those of softmax attention stand beside them.
+"""
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from svda_jax.figures import KINDS, LABELS
+from svda_jax.indicators import INDICATORS
+
+NAMES = {"softmax": "softmax", "svda": "SVDA"}
+_STYLES = {"softmax": "--", "svda": "-"}
+_WIDTH = 7.2  # inches, two columns of print
+matplotlib.rcParams["svg.hashsalt"] = "svda_jax"  # equal figures are equal files
+
+
+def draw(comparisons, folder):
+    """Writes the four figures as SVG and PNG.
+
+    Args:
+      comparisons: `Comparison`s of "softmax" and "svda", one a data set.
+      folder: that exists.
+    """
+    for name, figure in {
+        "figure_1_accuracy": accuracy(comparisons),
+        "figure_2_time": time_per_epoch(comparisons),
+        "figure_3_indicators_by_epoch": indicators(comparisons, "epoch"),
+        "figure_4_indicators_by_layer": indicators(comparisons, "layer"),
+    }.items():
+        save(figure, folder / name)
+
+
+def save(figure, path):
+    """Writes a figure as `<path>.svg` and `<path>.png`."""
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=160)
+
+
+def accuracy(comparisons):
+    """Accuracy on the evaluation split over epochs, a panel a data set."""
+    columns = min(len(comparisons), 4)
+    rows = -(-len(comparisons) // columns)
+    size = (max(4.4, _WIDTH * columns / 3), 2.9 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax, comparison in zip(axes.flat, comparisons, strict=False):
+        for variant, color in zip(NAMES, KINDS, strict=False):
+            histories = _finished(comparison, variant)
+            if histories:
+                values = [100 * history["eval_accuracy"] for history in histories]
+                label = f"{NAMES[variant]}, {_count(histories)}"
+                _band(ax, histories[0].epoch, values, color, _STYLES[variant], label)
+        _style(ax, comparison.name, "epoch", "accuracy (%)")
+        ax.legend(frameon=False, fontsize=8, loc="lower right")
+    for ax in axes.flat[len(comparisons) :]:
+        ax.remove()
+    return figure
+
+
+def time_per_epoch(comparisons):
+    """Seconds an epoch of training takes, and what SVDA adds to them."""
+    figure = Figure(
+        figsize=(max(3.6, _WIDTH * len(comparisons) / 3), 2.9), layout="constrained"
+    )
+    axes = figure.subplots(1, len(comparisons), squeeze=False)[0]
+    for ax, comparison in zip(axes, comparisons, strict=True):
+        seconds = {v: comparison.values(v, epoch_seconds) for v in NAMES}
+        for place, values in enumerate(seconds.values()):
+            values = values[np.isfinite(values)]
+            if len(values):
+                ax.bar(place, values.mean(), 0.6, color=KINDS[place], alpha=0.75)
+                ax.plot(
+                    np.full(len(values), place), values, "k.", markersize=5, alpha=0.7
+                )
+        ratio = overhead(comparison)
+        ratio = ratio[np.isfinite(ratio)]
+        title = comparison.name
+        if len(ratio):
+            title += f"\nSVDA: {100 * (ratio.mean() - 1):+.1f} %"
+        _style(ax, title, "", "seconds an epoch")
+        ax.set_xticks(range(len(NAMES)), NAMES.values())
+    return figure
+
+
+def indicators(comparisons, over):
+    """The six indicators: panels a to l, SVDA and softmax attention side by side.
+
+    Args:
+      comparisons: as to `draw`.
+      over: "epoch", with means over layers and heads, or "layer", with means over heads
+        at the end of training.
+    """
+    figure = Figure(figsize=(1.35 * _WIDTH, 6.6), layout="constrained")
+    axes = figure.subplots(3, 4)
+    letters = iter("abcdefghijkl")
+    for place, name in enumerate(INDICATORS):
+        row, column = divmod(place, 2)
+        pair = axes[row, 2 * column : 2 * column + 2]
+        for ax, variant in zip(pair, ("svda", "softmax"), strict=True):
+            for i, comparison in enumerate(comparisons):
+                histories = _finished(comparison, variant)
+                if not histories:
+                    continue
+                chosen = [h["indicators"].sel(indicator=name) for h in histories]
+                if over == "epoch":
+                    x = histories[0].epoch
+                    values = [one.mean(("layer", "head")) for one in chosen]
+                else:
+                    x = np.arange(1, 1 + histories[0].sizes["layer"])
+                    values = [one[-1].mean("head") for one in chosen]
+                marker = "osD^"[i % 4] if over == "layer" else ""
+                style = ("-", "--", "-.", ":")[i % 4]
+                _band(ax, x, values, KINDS[i], style, comparison.name, marker)
+            title, unit = LABELS[name]
+            _style(ax, f"({next(letters)}) {title}, {NAMES[variant]}", over, unit)
+            if over == "layer":
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        low, high = zip(*(ax.get_ylim() for ax in pair), strict=True)
+        for ax in pair:
+            ax.set_ylim(min(low), max(high))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def epoch_seconds(history):
+    """Seconds that an epoch of training takes, the median over a run's evaluations."""
+    return history["epoch_seconds"].median()
+
+
+def overhead(comparison):
+    """The time of an epoch with SVDA over that with softmax, by seed: `[seeds]`."""
+    softmax, svda = (comparison.values(v, epoch_seconds) for v in NAMES)
+    return svda / softmax
+
+
+def _finished(comparison, variant):
+    return [history for history in comparison.histories[variant] if history is not None]
+
+
+def _count(histories):
+    return f"{len(histories)} seed{'s' if len(histories) > 1 else ''}"
+
+
+def _band(ax, x, values, color, style, label, marker=""):
+    """The mean of several lines, and from the lowest to the highest."""
+    values = np.array(values)
+    if len(x) == 1:
+        marker = marker or "."
+    ax.plot(
+        x, values.mean(0), style, color=color, label=label, marker=marker, markersize=4
+    )
+    ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
+
+
+def _style(ax, title, x, y):
+    ax.set_title(title, fontsize=8).set_parse_math(False)
+    ax.set_xlabel(x, fontsize=8)
+    ax.set_ylabel(y, fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
