@@ -75,7 +75,7 @@ def test_fused_kernel_gets_the_same_scores(qkv, sigma, monkeypatch):
         assert implementation == "cudnn"
         return attend(*args, **options)
 
-    monkeypatch.setattr(A, "_has_fused_kernel", lambda query: True)
+    monkeypatch.setattr(A, "_has_fused_kernel", lambda query, value: True)
     monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
     assert_close(A.svda_attention(*qkv, sigma), reference.attention(*qkv, sigma))
     softmax = reference.attention(*qkv, None)

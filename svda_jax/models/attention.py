@@ -191,7 +191,7 @@ class SoftmaxAttention(nnx.Module):
       rngs: `nnx.Rngs` to initialise from.
     """
 
-    def __init__(self, width, num_heads, *, qk_dim, spectrum_init, dtype, rngs):
+    def __init__(self, width, num_heads, *, qk_dim=None, spectrum_init, dtype, rngs):
         del spectrum_init
         head_dim = width // num_heads
         self.scale = head_dim**-0.5
@@ -256,7 +256,7 @@ class SVDAAttention(SoftmaxAttention):
     Source: arXiv 2602.10994. Differs: the start of sigma, which it does not print.
     """
 
-    def __init__(self, width, num_heads, *, qk_dim, spectrum_init, dtype, rngs):
+    def __init__(self, width, num_heads, *, qk_dim=None, spectrum_init, dtype, rngs):
         super().__init__(
             width,
             num_heads,
