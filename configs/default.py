@@ -7,6 +7,8 @@ def get_config():
     """The options and their defaults; what a data set must say itself has none."""
     config = config_dict.ConfigDict()
 
+    # Folder of a run whose parameters training starts from; "" starts anew.
+    config.init_from = ""
     # Of all that is random: first parameters, order of examples, augmentation, dropout.
     config.seed = 0
     # Passes over the training split.

@@ -8,7 +8,7 @@ from flax import nnx
 
 from experiments.benchmark import Table, apart, measure, spread
 from svda_jax import parallel
-from svda_jax.models.vit import ViT, ViTConfig
+from svda_jax.models.vit import ViT, ViTConfig, count_macs
 from svda_jax.optimizer import create_optimizer
 
 
@@ -188,12 +188,7 @@ def with_attention(config, attention):
 
 def count_flops(config, batch_size):
     """Of a step's matrix products, the gradient's counted as twice the forward's."""
-    _, width, head_dim, n, depth, _ = _describe("", config, batch_size)
-    projections = 8 * n * width**2 + 4 * n * width * config.mlp_dim
-    attention = 4 * n**2 * head_dim * config.num_heads
-    patches = 2 * config.grid**2 * config.patch_size**2 * config.channels * width
-    head = 2 * width * config.num_classes
-    return 3 * batch_size * (depth * (projections + attention) + patches + head)
+    return 3 * 2 * batch_size * count_macs(config)
 
 
 def count_bytes(config, batch_size):

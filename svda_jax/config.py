@@ -1,5 +1,6 @@
 """What a config must satisfy, checked once, before anything compiles."""
 
+import json
 import math
 
 from ml_collections import config_dict
@@ -113,11 +114,34 @@ def vit_config(config):
     return ViTConfig(
         image_size=dataset.image_size,
         channels=dataset.channels,
-        mean=tuple(dataset.mean),
-        std=tuple(dataset.std),
+        mean=dataset.mean,
+        std=dataset.std,
         num_classes=dataset.num_classes,
-        **{**config.model, "qk_dim": tuple(config.model.qk_dim)},
+        **config.model,
     )
+
+
+def to_json(config):
+    """A config as JSON."""
+    return json.dumps(config.to_dict(), indent=2)
+
+
+def from_json(text):
+    """The config that `to_json` wrote, locked; tuples, which it wrote as lists, again.
+
+    Raises:
+      ValueError: it is not JSON, or not a config.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise ValueError("it holds no options")
+    return config_dict.ConfigDict(_with_tuples(values)).lock()
+
+
+def _with_tuples(values):
+    if isinstance(values, dict):
+        return {key: _with_tuples(value) for key, value in values.items()}
+    return tuple(values) if isinstance(values, list) else values
 
 
 def flatten(config):

@@ -4,7 +4,8 @@
 
 Options of the config follow with a dot, such as --config.model.attention=softmax or
 --config.seed=1; configs/default.py explains each. --workdir=DIR is the run's folder, by
-default runs/<config>-<attention>-<seed>. The same line again resumes the run.
+default runs/<config>-<attention>-<seed>. The same line again resumes the run; a run's
+config.json is a config too.
 
 Several processes, one on each host, train together with --distributed where Slurm, a
 TPU pod or the like tells them of each other, or with --coordinator_address=HOST:PORT
@@ -26,7 +27,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from svda_jax import UserError
-from svda_jax.config import flatten
+from svda_jax.config import flatten, from_json
 from svda_jax.huge_pages import use_huge_pages
 
 _NO_HUGE_PAGES = "--nohuge_pages"
@@ -94,7 +95,9 @@ def parse(argv):
     if len(rest) > 1:
         raise UserError(f"unexpected {rest[1]}; an option looks like --config.seed=1")
     name = f"{pathlib.Path(path).stem}-{config.model.attention}-{config.seed}"
-    workdir = pathlib.Path(values.workdir or pathlib.Path("runs", name))
+    of_run = pathlib.Path(path).suffix == ".json"
+    default = pathlib.Path(path).parent if of_run else pathlib.Path("runs", name)
+    workdir = pathlib.Path(values.workdir or default)
     return config, workdir, {name: values[name].value for name in _PROCESSES}
 
 
@@ -107,7 +110,10 @@ def load_config(path):
     if not pathlib.Path(path).is_file():
         raise UserError(f"there is no config file {path}")
     try:
-        config = runpy.run_path(str(path))["get_config"]().lock()
+        if pathlib.Path(path).suffix == ".json":
+            config = from_json(pathlib.Path(path).read_text())
+        else:
+            config = runpy.run_path(str(path))["get_config"]().lock()
         flatten(config)
     except config_dict.RequiredValueError:
         raise UserError(f"{path} leaves a required value unset") from None

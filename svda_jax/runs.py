@@ -9,7 +9,6 @@ events.out...   the same and more for TensorBoard
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import pathlib
 
@@ -20,7 +19,7 @@ from ml_collections import config_dict
 
 from svda_jax import UserError
 from svda_jax.checkpoint import Checkpoints
-from svda_jax.config import flatten, vit_config
+from svda_jax.config import flatten, from_json, to_json, vit_config
 from svda_jax.models.vit import ViT
 from svda_jax.steps import create_graphdef
 
@@ -97,6 +96,50 @@ def load(workdir):
     )
 
 
+def load_start(config, model_config, workdir):
+    """The parameters that a run starts from, if it begins and is to have another run's.
+
+    Args:
+      config: of the run.
+      model_config: its `ViTConfig`.
+      workdir: of the run.
+
+    Returns:
+      Parameters as nested dicts; None where `init_from` is "" or the run has a
+      checkpoint of its own.
+
+    Raises:
+      UserError: there is no such run, or its model is another.
+    """
+    if not config.init_from:
+        return None
+    with Checkpoints(checkpoints_path(workdir)) as checkpoints:
+        if checkpoints.steps():
+            return None
+    try:
+        model = load(config.init_from).model
+    except UserError as error:
+        raise UserError(f"init_from={config.init_from}: {error}") from None
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    expected = nnx.eval_shape(lambda: ViT(model_config, rngs=nnx.Rngs(0)))
+    expected = nnx.to_pure_dict(nnx.state(expected, nnx.Param))
+    found, expected = map(_shapes, (params, expected))
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"init_from={config.init_from} is of another model: {name} has shape "
+                f"{found.get(name)}, not {expected.get(name)}"
+            )
+    return params
+
+
+def _shapes(params):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
 def load_config(workdir):
     """The config of the run in workdir.
 
@@ -107,7 +150,7 @@ def load_config(workdir):
     if not path.exists():
         raise UserError(f"{workdir} holds no run (no {path.name})")
     try:
-        return config_dict.ConfigDict(json.loads(path.read_text())).lock()
+        return from_json(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
@@ -149,9 +192,13 @@ def check_workdir(config, workdir):
     """
     if not config_path(workdir).exists():
         return
-    found, wanted = flatten(load_config(workdir)), _jsonable(flatten(config))
+    found, wanted = flatten(load_config(workdir)), flatten(config)
     for key in sorted(found.keys() | wanted.keys()):
-        if key not in _MAY_DIFFER and found.get(key) != wanted.get(key):
+        # An option that is younger than the run was off when it was made.
+        same = found.get(key) == wanted.get(key) or (
+            key not in found and not wanted[key]
+        )
+        if key not in _MAY_DIFFER and not same:
             raise UserError(
                 f"{workdir} holds a run with {key}={found.get(key)}, not "
                 f"{wanted.get(key)}; give another folder or remove it"
@@ -187,7 +234,7 @@ def create_workdir(config, workdir):
     try:
         os.makedirs(workdir, exist_ok=True)
         if not path.exists():
-            write_atomically(path, json.dumps(config.to_dict(), indent=2).encode())
+            write_atomically(path, to_json(config).encode())
         elif not os.access(workdir, os.W_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:
@@ -206,8 +253,3 @@ def write_atomically(path, data):
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
-
-
-def _jsonable(values):
-    """As JSON gives values back: tuples are lists."""
-    return json.loads(json.dumps(values))

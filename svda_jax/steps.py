@@ -240,17 +240,26 @@ def measure_parameters(params, *, graphdef):
 
     Returns:
       A dict of
-        "spectrum" `[L, H, K]`, the spectrum of each head (see `Trace`),
+        "spectrum" `[L, H, K]`, the spectrum of each head (see `Trace`), with NaN for
+          directions that other layers have and its own does not,
         "indicators" `[I, L, H]`, its `SPECTRAL` indicators,
         "retained_rank" `[L, H]`, the directions that hold 90 % of its energy,
         "orthonormality", the mean over layers of the soft-orthonormality penalty.
     """
     model = nnx.merge(graphdef, params)
-    spectrum = jnp.stack([block.attention.spectrum for block in model.blocks])
-    indicators = spectral_indicators(spectrum)
+    spectra = [block.attention.spectrum for block in model.blocks]  # [H, K] each
+    indicators = [spectral_indicators(spectrum) for spectrum in spectra]
+    widest = max(spectrum.shape[-1] for spectrum in spectra)
     return {
-        "spectrum": spectrum,
-        "indicators": jnp.stack([indicators[name] for name in SPECTRAL]),
-        "retained_rank": retained_rank(spectrum),
+        "spectrum": jnp.stack(
+            [
+                jnp.pad(s, ((0, 0), (0, widest - s.shape[-1])), constant_values=jnp.nan)
+                for s in spectra
+            ]
+        ),
+        "indicators": jnp.stack(
+            [jnp.stack([layer[name] for layer in indicators]) for name in SPECTRAL]
+        ),
+        "retained_rank": jnp.stack([retained_rank(spectrum) for spectrum in spectra]),
         "orthonormality": model.orthonormality_penalty(),
     }

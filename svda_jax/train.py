@@ -81,14 +81,12 @@ def train_and_evaluate(config, workdir):
             range(policy.every_steps, num_steps, policy.every_steps)
         )
 
+    start = runs.load_start(config, model_config, workdir)
     schedule, init, step_ = create_training(
         config, model_config, num_steps=num_steps, mesh=mesh
     )
     graphdef = create_graphdef(model_config)
-    init_key, order_key, step_key, noise_key = jax.jit(
-        lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)),
-        out_shardings=whole,
-    )(np.uint32(config.seed))
+    init_key, order_key, step_key, noise_key = create_keys(config.seed, whole)
     abstract_state = jax.eval_shape(init, init_key)
     evaluate = create_evaluate(
         eval_data,
@@ -135,6 +133,9 @@ def train_and_evaluate(config, workdir):
                 print(f"resuming at step {step:,} of {num_steps:,}")
         processes.synchronize("workdir")
         state = TrainState(**restored) if restored else init(init_key)
+        if start:
+            params, ema = (parallel.replicate(start, mesh) for _ in range(2))
+            state = dataclasses.replace(state, params=params, ema=state.ema and ema)
         bar = console.progress_bar(num_steps, step, batch_size, hidden=not primary)
         stack.enter_context(bar)
 
@@ -204,6 +205,19 @@ def train_and_evaluate(config, workdir):
         )
     else:
         console.say_end(workdir, train_data, eval_data)
+
+
+def create_keys(seed, sharding):
+    """PRNG keys of a run: of parameters, order, steps, and noise of the perturbation.
+
+    Args:
+      seed: of the run.
+      sharding: of the keys.
+    """
+    return jax.jit(
+        lambda seed: tuple(jax.random.split(jax.random.key(seed), 4)),
+        out_shardings=sharding,
+    )(np.uint32(seed))
 
 
 def create_training(config, model_config, *, num_steps, mesh):

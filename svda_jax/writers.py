@@ -167,8 +167,9 @@ class EventWriter:
                 self._add_scalar(step, tag, heads.mean())
         for layer, spectrum in enumerate(values["spectrum"], start=1):
             tag = f"spectrum/layer_{layer}"
-            values_ = np.asarray(spectrum).ravel()
-            self._add(step, summary=summary.histogram(tag, values_, bins=30))
+            there = np.asarray(spectrum)
+            there = there[np.isfinite(there)]
+            self._add(step, summary=summary.histogram(tag, there, bins=30))
         self._flush()
 
     def write_pictures(self, step, values, images, maps, titles):

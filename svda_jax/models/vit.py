@@ -124,6 +124,24 @@ class ViTConfig:
         return self.image_size // self.patch_size
 
 
+def count_macs(config):
+    """Multiply-accumulate operations of an image's forward pass, of matrix products.
+
+    Args:
+      config: a `ViTConfig`; padded directions count as what they are, computed.
+    """
+    n, width = config.grid**2 + (config.pool == "cls"), config.width
+    head_dim = width // config.num_heads
+    macs = config.grid**2 * config.patch_size**2 * config.channels * width
+    for layer in range(config.depth):
+        scores = config.num_heads * (
+            config.qk_dim[layer] if config.qk_dim else head_dim
+        )
+        macs += 2 * n * width * (scores + width)  # query and key, value and out
+        macs += n * n * (scores + width) + 2 * n * width * config.mlp_dim
+    return macs + width * config.num_classes
+
+
 class PatchEmbed(nnx.Module):
     """Cuts images into P x P patches and projects each to D."""
 
