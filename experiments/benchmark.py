@@ -28,13 +28,12 @@ import multiprocessing
 import os
 import pathlib
 import platform
-import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
 from svda_jax.huge_pages import use_huge_pages
+from svda_jax.timing import Spread
 
 # The module that has a table's function.
 TABLES = {
@@ -50,24 +49,6 @@ TABLES = {
     "step": "speed",
 }
 OUT = pathlib.Path(__file__).parent / "results"
-
-
-class Spread(NamedTuple):
-    """A median and its quartiles, written with that many decimals."""
-
-    low: float
-    median: float
-    high: float
-    decimals: int
-
-    def __str__(self):
-        low, median, high = (f"{x:,.{self.decimals}f}" for x in self[:3])
-        return f"{median} ({low} to {high})"
-
-
-def spread(values, decimals=3):
-    """The `Spread` of measurements."""
-    return Spread(*map(float, np.percentile(values, [25, 50, 75])), decimals)
 
 
 @dataclasses.dataclass
@@ -129,27 +110,6 @@ def _plain(cell):
     if isinstance(cell, Spread):
         return {"median": cell.median, "quartiles": [cell.low, cell.high]}
     return cell
-
-
-def measure(variants, repeats):
-    """Times functions in turn.
-
-    Args:
-      variants: functions without arguments that return arrays, by name.
-      repeats: rounds; in each, every variant runs once.
-
-    Returns:
-      Seconds `[repeats]` by name.
-    """
-    seconds = {name: [] for name in variants}
-    for function in variants.values():
-        jax.block_until_ready(function())  # compiles
-    for _ in range(repeats):
-        for name, function in variants.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in seconds.items()}
 
 
 @contextlib.contextmanager

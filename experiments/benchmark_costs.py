@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from configs import cifar10, digits
-from experiments.benchmark import Table, measure, spread
+from experiments.benchmark import Table
 from experiments.benchmark_speed import create_batch, create_config
 from svda_jax import parallel
 from svda_jax.checkpoint import Checkpoints
@@ -23,6 +23,7 @@ from svda_jax.config import validate
 from svda_jax.indicators import ATTENTIONAL, attentional_indicators
 from svda_jax.models.vit import ViT
 from svda_jax.runs import read_history
+from svda_jax.timing import measure, spread
 from svda_jax.train import MAX_IN_FLIGHT, create_training, train_and_evaluate
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from configs import imagenet100
-from experiments.benchmark import Spread, Table
+from experiments.benchmark import Table
 from svda_jax import datasets, parallel
 from svda_jax.datasets.prepare import import_files
+from svda_jax.timing import Spread
 
 
 def input(repeats):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from experiments.benchmark import Table, apart, measure, spread
+from experiments.benchmark import Table, apart
 from experiments.benchmark_speed import (
     compile_step,
     create_batch,
@@ -19,6 +19,7 @@ from experiments.benchmark_speed import (
     create_step,
     with_attention,
 )
+from svda_jax.timing import measure, spread
 
 
 def peers(repeats):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmark import Table, measure
+from experiments.benchmark import Table
 from experiments.benchmark_speed import create_config, create_step
+from svda_jax.timing import measure
 
 
 def scaling(repeats):

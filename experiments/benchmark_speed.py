@@ -6,10 +6,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.benchmark import Table, apart, measure, spread
+from experiments.benchmark import Table, apart
 from svda_jax import parallel
 from svda_jax.models.vit import ViT, ViTConfig, count_macs
 from svda_jax.optimizer import create_optimizer
+from svda_jax.timing import measure, spread
 
 
 def create_step(config, batch_size, *, devices=None):

@@ -13,6 +13,7 @@ import os
 import pathlib
 
 import jax
+import numpy as np
 import xarray as xr
 from flax import nnx
 from ml_collections import config_dict
@@ -94,6 +95,27 @@ def load(workdir):
         step=step,
         history=read_history(workdir),
     )
+
+
+def predict(model, data):
+    """What a model says of a split.
+
+    Args:
+      model: a `ViT`.
+      data: the split, from `datasets.load`.
+
+    Returns:
+      Logits `[n, C]`, labels `[n]` and places `[n]` of its n images, but for those that
+      were left out as corrupt.
+    """
+    graphdef, params = nnx.split(model, nnx.Param)
+    apply = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images)[0])
+    batches = [
+        (apply(params, batch["image"]), batch["label"], batch["mask"])
+        for batch in data.eval_batches()
+    ]
+    logits, labels, mask = map(np.concatenate, zip(*batches, strict=True))
+    return logits[mask], labels[mask], np.flatnonzero(mask)
 
 
 def load_start(config, model_config, workdir):

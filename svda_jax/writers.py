@@ -93,12 +93,13 @@ class History:
         Args:
           step: updates made so far.
           epoch: passes over the training split so far, a float.
-          values: arrays by the names of `VARIABLES`.
+          values: arrays by the names of `VARIABLES`; numbers that are missing, as those
+            of training where none was, become NaN.
         """
         variables = {
             name: (
                 ("step", *axes),
-                np.asarray(values[name], np.float32)[None],
+                np.asarray(values.get(name, np.nan), np.float32)[None],
                 {"units": unit, "long_name": meaning},
             )
             for name, (axes, unit, meaning) in VARIABLES.items()
@@ -159,7 +160,8 @@ class EventWriter:
           UserError: the file cannot be written.
         """
         for tag, name in SCALARS.items():
-            self._add_scalar(step, tag, values[name])
+            if name in values:
+                self._add_scalar(step, tag, values[name])
         for name, indicator in zip(INDICATORS, values["indicators"], strict=True):
             self._add_scalar(step, f"indicators/{name}", indicator.mean())
             for layer, heads in enumerate(indicator, start=1):

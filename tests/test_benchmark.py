@@ -14,19 +14,20 @@ from experiments import (
     benchmark_scaling,
     benchmark_speed,
 )
+from svda_jax import timing
 from svda_jax.models.vit import ViT
 
 
 def test_every_variant_is_timed_in_turn():
     calls = []
     variants = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = benchmark.measure(variants, repeats=3)
+    seconds = timing.measure(variants, repeats=3)
     assert calls == ["a", "b"] * 4  # the first round compiles
     assert all(len(values) == 3 for values in seconds.values())
 
 
 def test_a_table_is_written_as_markdown_and_json(tmp_path):
-    ratio = benchmark.spread([1.0, 2.0, 3.0], 1)
+    ratio = timing.spread([1.0, 2.0, 3.0], 1)
     table = benchmark.Table("T", "text", ("a", "b"), [("x", ratio)], ("a note",))
     page = table.write("toy", tmp_path)
     assert page == (tmp_path / "benchmark_toy.md").read_text()

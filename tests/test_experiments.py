@@ -1,5 +1,7 @@
 """The paper's comparison at toy size, from the command to tables and figures."""
 
+import functools
+import json
 import re
 import shutil
 import subprocess
@@ -11,11 +13,13 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from experiments import comparison, paper_figures, reproduce, spectrum
+from experiments import comparison, paper_figures, prune, reproduce, spectrum
 from experiments.comparison import Comparison
 from experiments.programs import ROOT, Program
 from svda_jax import runs
 from svda_jax.indicators import INDICATORS
+from svda_jax.prune import choose
+from svda_jax.prune.run import prune_run
 from svda_jax.runs import read_history
 
 FIGURES = (
@@ -320,3 +324,51 @@ def test_mean_spread_and_paired_difference():
     assert comparison.mean_and_interval(values) == "+3.000 ± 6.572"
     assert comparison.mean_and_interval(values[:1]) == "+1.000"
     assert comparison.mean_and_spread(values[3:]) == "-"
+
+
+def test_study_of_pruning(tmp_path, arguments, two_devices, monkeypatch, capsys):
+    monkeypatch.setattr(prune, "RHOS", (0.9, 0.5))
+    monkeypatch.setattr(prune, "TUNED", (0.5,))
+    monkeypatch.setattr(prune, "NUM_DRAWS", 2)
+    monkeypatch.setattr(prune, "prune_run", functools.partial(prune_run, repeats=1))
+    argv = arguments("--seeds=2", "--finetune_epochs=1", num_epochs=1)
+    prune.main(["prune", "--config=configs/digits.py", *argv])
+    out = tmp_path / "out" / "prune" / "digits"
+    page = (out / "README.md").read_text()
+    studies = json.loads((out / "numbers.json").read_text())
+    removed = 100 * np.mean([study["removed"][1] for study in studies])
+    row = next(s for s in page.splitlines() if s.startswith("| 0.50 |")).split("|")
+    assert float(row[2].split()[0]) == pytest.approx(removed, abs=0.1)
+    change = 100 * np.mean(
+        [s["accuracy"]["shrunk"][1] - s["original"] for s in studies]
+    )
+    assert float(row[7].split()[0]) == pytest.approx(change, abs=0.01)
+    for seed, study in enumerate(studies):
+        model = runs.load(tmp_path / "runs" / f"digits-svda-{seed}").model
+        keep = [choose(b.attention.spectrum, 0.5) for b in model.blocks]
+        assert study["removed"][1] == pytest.approx(1 - np.mean(keep))
+        tuned = tmp_path / "runs" / f"digits-svda-{seed}-pruned-0.5-1-epochs"
+        accuracy = float(read_history(tuned)["eval_accuracy"][-1])
+        assert study["tuned"] == [pytest.approx(accuracy)]
+        assert np.shape(study["added_loss"]) == (2, 2, 8)
+    for name in ("figure_removed", "figure_directions", "figure_finetuned"):
+        assert (out / f"{name}.svg").exists()
+        assert f"({name}.png)" in page
+    assert (out / "pruned_0.5_seed_0.md").exists()
+
+
+def test_controls_remove_as_many_directions():
+    rng = np.random.default_rng(0)
+    spectrum = rng.normal(size=(3, 7))
+    keep = choose(spectrum, 0.6)
+    largest = prune._largest_first(spectrum, keep)
+    drawn = prune._at_random(keep, rng)
+    layer = prune._across_layer(spectrum, keep)
+    for one in (largest, drawn):
+        np.testing.assert_array_equal(one.sum(-1), keep.sum(-1))
+    assert layer.sum() == keep.sum()
+    size = np.abs(spectrum)
+    assert size[layer].min() > size[~layer].max()
+    for head in range(3):
+        assert size[head, largest[head]].max() < size[head, ~largest[head]].min()
+        assert size[head, keep[head]].min() > size[head, ~keep[head]].max()

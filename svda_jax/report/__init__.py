@@ -137,10 +137,10 @@ def _look_at_images(workdir, config):
             mesh=parallel.create_mesh(jax.local_devices()[:1]),
             obtain=False,
         )
-        graphdef, params = nnx.split(run.model, nnx.Param)
-        probabilities, labels, places = _predict(graphdef, params, data)
+        logits, labels, places = runs.predict(run.model, data)
     except UserError as error:
         return str(error)
+    probabilities = np.asarray(jax.nn.softmax(logits))
     predicted = probabilities.argmax(-1)
 
     def title(i):
@@ -150,6 +150,7 @@ def _look_at_images(workdir, config):
 
     shown = range(min(NUM_PICTURED, len(labels)))
     images, _ = data.get(places[: len(shown)])
+    graphdef, params = nnx.split(run.model, nnx.Param)
     _, maps, rollout = jax.device_get(
         jax.jit(functools.partial(look, graphdef=graphdef))(params, images)
     )
@@ -172,21 +173,6 @@ def _look_at_images(workdir, config):
         num_wrong=int(np.sum(predicted != labels)),
         num_images=len(labels),
     )
-
-
-def _predict(graphdef, params, data):
-    """Class probabilities `[n, C]` of a split's images, labels and places `[n]`."""
-
-    @jax.jit
-    def predict(params, images):
-        return jax.nn.softmax(nnx.merge(graphdef, params)(images)[0])
-
-    batches = [
-        (predict(params, batch["image"]), batch["label"], batch["mask"])
-        for batch in data.eval_batches()
-    ]
-    probabilities, labels, mask = map(np.concatenate, zip(*batches, strict=True))
-    return probabilities[mask], labels[mask], np.flatnonzero(mask)
 
 
 def _differing(described):

@@ -1,0 +1,237 @@
+"""Pruning a run: what it costs and what it buys, and the run that comes of it."""
+
+import copy
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+from flax import nnx
+
+from svda_jax import UserError, console, datasets, parallel, runs
+from svda_jax.checkpoint import Checkpoints
+from svda_jax.config import vit_config
+from svda_jax.models.vit import count_macs
+from svda_jax.prune import choose, factorise, mask, shrink
+from svda_jax.timing import measure, spread
+from svda_jax.train import (
+    create_evaluate,
+    create_keys,
+    create_training,
+    train_and_evaluate,
+)
+from svda_jax.writers import EventWriter, History
+
+
+def prune_run(
+    workdir, out, *, rho, multiple=1, low_rank=False, finetune_epochs=0, repeats=30
+):
+    """Prunes a run, measures what it bought and writes the shrunk model as a run.
+
+    Args:
+      workdir: of the run.
+      out: folder of the new run, which must not exist.
+      rho: see `choose`.
+      multiple: see `shrink`.
+      low_rank: whether a run with softmax attention is factorised for it.
+      finetune_epochs: epochs that the shrunk model is trained for, in <out>-finetuned,
+        at a tenth of the run's learning rate.
+      repeats: pairs of times.
+
+    Returns:
+      The text of prune.md.
+
+    Raises:
+      UserError: an argument or a folder is not what it should be; nothing is written.
+    """
+    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    finetuned = out.with_name(f"{out.name}-finetuned")
+    _check(
+        rho, multiple, finetune_epochs, [out, *([finetuned] if finetune_epochs else [])]
+    )
+    run = runs.load(workdir)
+    config = run.config
+    model = run.model
+    if config.model.attention == "softmax":
+        if not low_rank:
+            raise UserError(
+                f"{workdir} has softmax attention; --low_rank prunes the singular "
+                "directions of its W_q W_k^T"
+            )
+        model = model if rho == 1 else factorise(model)
+    keep = [choose(block.attention.spectrum, rho) for block in model.blocks]
+    models = {
+        "original": run.model,
+        "masked": mask(model, keep),
+        "shrunk": shrink(model, keep, multiple=multiple),
+    }
+    mesh = parallel.create_mesh(jax.local_devices()[:1])
+    data = datasets.load(
+        config.dataset, "eval", batch_size=config.batch_size, mesh=mesh
+    )
+    noise_key = create_keys(config.seed, parallel.replicated(mesh))[-1]
+    values = {}
+    for name, one in models.items():
+        graphdef, params = nnx.split(one, nnx.Param)
+        evaluate = create_evaluate(
+            data,
+            graphdef,
+            mesh,
+            key=noise_key,
+            noise_scale=config.indicators.noise_scale,
+        )
+        values[name] = evaluate(parallel.replicate(nnx.to_pure_dict(params), mesh))
+    pruned = copy.deepcopy(config)
+    with pruned.unlocked():
+        pruned.model.qk_dim = models["shrunk"].config.qk_dim
+    logits = {name: runs.predict(one, data)[0] for name, one in models.items()}
+    seconds = _measure(config, pruned, models, mesh, repeats)
+    text = _page(workdir, rho, keep, models, values, logits, seconds)
+    _write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh)
+    (out / "prune.md").write_text(text)
+    if finetune_epochs:
+        finetune(out, finetuned, epochs=finetune_epochs)
+    return text
+
+
+def finetune(workdir, out, *, epochs):
+    """Trains a run's model further, at a tenth of its learning rate, as a run in out.
+
+    Args:
+      workdir: of the run.
+      out: folder of the new run; one that was stopped goes on.
+      epochs: to train for.
+    """
+    config = copy.deepcopy(runs.load_config(workdir))
+    with config.unlocked():
+        config.init_from = str(workdir)
+        config.num_epochs = epochs
+        config.learning_rate = config.learning_rate / 10
+    train_and_evaluate(config, out)
+
+
+def _check(rho, multiple, finetune_epochs, folders):
+    for holds, message in (
+        (0 < rho <= 1, f"--rho={rho} must be more than 0 and at most 1"),
+        (multiple > 0, f"--multiple={multiple} must be positive"),
+        (
+            finetune_epochs >= 0,
+            f"--finetune_epochs={finetune_epochs} must not be negative",
+        ),
+    ):
+        if not holds:
+            raise UserError(message)
+    for folder in folders:
+        if folder.exists():
+            raise UserError(f"{folder} exists; give another --out or remove it")
+
+
+def _measure(config, pruned, models, mesh, repeats):
+    """Seconds of inference and of a training step, original and shrunk in turn."""
+    rng = np.random.default_rng(0)
+    shape = (config.batch_size, config.dataset.image_size, config.dataset.image_size)
+    shape += (config.dataset.channels,)
+    batch = {
+        "image": rng.integers(0, 256, size=shape).astype(np.uint8),
+        "label": rng.integers(0, config.dataset.num_classes, size=shape[0]),
+    }
+    batch["label"] = batch["label"].astype(np.int32)
+    batch = jax.device_put(batch, parallel.split(mesh))
+    key = create_keys(0, parallel.replicated(mesh))[0]
+
+    def inference(model):
+        graphdef, params = nnx.split(model, nnx.Param)
+        apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)[0])
+        return lambda: apply(params, batch["image"])
+
+    def training(config):
+        _, init, step = create_training(
+            config, vit_config(config), num_steps=10**6, mesh=mesh
+        )
+        state = init(key)
+
+        def run():
+            nonlocal state
+            state, skipped = step(state, batch, key)
+            return skipped
+
+        return run
+
+    of = {"original": config, "shrunk": pruned}
+    return {
+        "inference": measure({name: inference(models[name]) for name in of}, repeats),
+        "training step": measure({n: training(c) for n, c in of.items()}, repeats),
+    }
+
+
+def _page(workdir, rho, keep, models, values, logits, seconds):
+    kept, all_ = sum(k.sum() for k in keep), sum(k.size for k in keep)
+    lines = [
+        f"# {workdir.name}, pruned to {rho:g} of its spectral energy",
+        "",
+        f"{1 - kept / all_:.1%} of the directions of attention scores are gone. JAX "
+        f"{jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}. "
+        "Times over the original's: median and quartiles of pairs in turn.",
+        "",
+        "| | original | masked | shrunk |",
+        "|---|---|---|---|",
+    ]
+    rows = {
+        "accuracy (%)": [f"{100 * v['eval_accuracy']:.2f}" for v in values.values()],
+        "cross-entropy (nats)": [f"{v['eval_loss']:.4f}" for v in values.values()],
+        "parameters": [f"{_count(model):,}" for model in models.values()],
+        "MACs an image": [f"{count_macs(m.config):,}" for m in models.values()],
+    }
+    for what, measured in seconds.items():
+        ratio = spread(measured["shrunk"] / measured["original"])
+        rows[f"time of {what}"] = ["1", "", str(ratio)]
+    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
+    apart = np.abs(logits["masked"] - logits["shrunk"])
+    heads = [f"head {h + 1}" for h in range(len(keep[0]))]
+    same = np.mean(logits["masked"].argmax(-1) == logits["shrunk"].argmax(-1))
+    lines += [
+        "",
+        "Masked and shrunk are not the same model: their logits are "
+        f"{apart.mean():.3g} apart in the mean and {apart.max():.3g} at most, and they "
+        f"agree on the class of {same:.2%} of the images.",
+        "",
+        "Directions kept, head by head; a layer is as wide as its widest head, others "
+        "are filled up with zeros, which MACs and times include:",
+        "",
+        f"| layer | width | {' | '.join(heads)} |",
+        "|---" * (2 + len(heads)) + "|",
+    ]
+    for layer, (one, width) in enumerate(
+        zip(keep, models["shrunk"].config.qk_dim, strict=True), start=1
+    ):
+        counts = " | ".join(str(count) for count in one.sum(-1))
+        lines.append(f"| {layer} | {width} of {one.shape[-1]} | {counts} |")
+    return "\n".join(lines) + "\n"
+
+
+def _count(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def _write_run(run, config, model, values, out, mesh):
+    """The shrunk model as a run that has ended where the original has."""
+    _, init, _ = create_training(config, model.config, num_steps=10**6, mesh=mesh)
+    state = init(create_keys(config.seed, parallel.replicated(mesh))[0])
+    params, ema = (
+        parallel.replicate(nnx.to_pure_dict(nnx.state(model, nnx.Param)), mesh)
+        for _ in range(2)
+    )
+    state = dataclasses.replace(
+        state,
+        step=parallel.replicate(np.int32(run.step), mesh),
+        params=params,
+        ema=state.ema and ema,
+    )
+    runs.create_workdir(config, out)
+    last = run.history.isel(step=-1)
+    history = History(out, last_step=0, attrs=console.describe_devices(mesh))
+    history.append(run.step, float(last["epoch"]), values)
+    with EventWriter(out, config, last_step=0) as events:
+        events.write(run.step, values)
+    with Checkpoints(runs.checkpoints_path(out)) as checkpoints:
+        checkpoints.save(run.step, vars(state))
