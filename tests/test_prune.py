@@ -234,7 +234,8 @@ def test_pruned_run_is_a_run(trained, tmp_path, capsys):
         params_of(tuned.model),
         params_of(run.model),
     )
-    assert 0 < max(jax.tree.leaves(difference)) < 0.01
+    # Four steps of Adam, each of about the learning rate, 2e-4, and 30 times for sigma.
+    assert 0 < max(jax.tree.leaves(difference)) < 0.03
 
 
 def test_softmax_run_is_pruned_where_asked(trained):
