@@ -16,15 +16,14 @@ from flax import nnx
 
 from configs import cifar10, digits
 from experiments.benchmark import Table
-from experiments.benchmark_speed import create_batch, create_config
+from experiments.benchmark_speed import create_config
 from svda_jax import parallel
 from svda_jax.checkpoint import Checkpoints
-from svda_jax.config import validate
 from svda_jax.indicators import ATTENTIONAL, attentional_indicators
 from svda_jax.models.vit import ViT
 from svda_jax.runs import read_history
 from svda_jax.timing import measure, spread
-from svda_jax.train import MAX_IN_FLIGHT, create_training, train_and_evaluate
+from svda_jax.train import MAX_IN_FLIGHT, create_timed_step, train_and_evaluate
 
 
 def indicators(repeats):
@@ -99,7 +98,7 @@ def augment(repeats):
     def create(**changes):
         config = cifar10.get_config()
         config.augment.update(changes)
-        state, step = create_step(config)
+        state, step = create_timed_step(config, parallel.create_mesh())
 
         def run():
             nonlocal state
@@ -131,7 +130,7 @@ def checkpoint(repeats):
     """What a checkpoint adds to a run of configs/digits.py at its settings."""
     num_images, num_steps = 1437, 100
     config = digits.get_config()
-    state, step = create_step(config)
+    state, step = create_timed_step(config, parallel.create_mesh())
     number = 0
 
     def run(save):
@@ -165,17 +164,6 @@ def checkpoint(repeats):
     )
 
 
-def create_step(config):
-    """The first state of a config's training, and its step on a batch of noise."""
-    mesh = parallel.create_mesh()
-    model = validate(config, num_devices=mesh.size)
-    images, labels = create_batch(model, config.batch_size)
-    batch = jax.device_put({"image": images, "label": labels}, parallel.split(mesh))
-    key = jax.device_put(jax.random.key(1), parallel.replicated(mesh))
-    _, init, step = create_training(config, model, num_steps=999, mesh=mesh)
-    return init(key), lambda state: step(state, batch, key)
-
-
 def _take_steps(state, step, num_steps):
     """The state after that many steps, as few in flight as in a run."""
     for i in range(num_steps):
@@ -194,7 +182,7 @@ def loop(repeats):
         config.model.attention = attention
         config.num_epochs = config.eval_every_epochs = num_epochs
         config.checkpoint.every_epochs = num_epochs
-        state, step = create_step(config)
+        state, step = create_timed_step(config, parallel.create_mesh())
         num_steps = num_epochs * num_images // config.batch_size
         ratios, waits = [], []
         for repeat in range(repeats + 1):
@@ -226,15 +214,15 @@ def startup(repeats):
     program = (  # the command, which ends at its first step
         "import os, runpy, sys, time, jax\n"
         "from svda_jax import train\n"
-        "create = train.create_training\n"
-        "def create_training(*args, **kwargs):\n"
+        "create = train.create_timed_step\n"
+        "def create_timed_step(*args, **kwargs):\n"
         "    schedule, init, step = create(*args, **kwargs)\n"
         "    def first(*args):\n"
         "        jax.block_until_ready(step(*args))\n"
         "        print('first step at', time.time(), flush=True)\n"
         "        os._exit(0)\n"
         "    return schedule, init, first\n"
-        "train.create_training = create_training\n"
+        "train.create_timed_step = create_timed_step\n"
         "runpy.run_module('svda_jax.main', run_name='__main__')\n"
     )
     flags = ["--config=configs/digits.py"]

@@ -8,9 +8,10 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
-from svda_jax import UserError, runs
+from svda_jax import UserError, parallel, runs
 from svda_jax.main import parse
-from svda_jax.train import train_and_evaluate
+from svda_jax.timing import Spread, measure, repeat, spread
+from svda_jax.train import create_timed_step, train_and_evaluate
 
 # What is compared, by the name in a run's folder: the options that make it.
 ATTENTIONS = {
@@ -28,12 +29,15 @@ class Comparison:
       workdirs: a run's folder for each seed, by variant.
       histories: `xarray.Dataset` of each finished run, None for one that failed.
       failures: what a run that failed said, by folder.
+      overhead: `Spread` of a training step's time with SVDA over that with softmax
+        attention, taken in turn.
     """
 
     name: str
     workdirs: dict[str, list[pathlib.Path]]
     histories: dict[str, list[xr.Dataset | None]]
     failures: dict[pathlib.Path, str]
+    overhead: Spread | None = None
 
     def values(self, variant, read):
         """A number of each run, NaN for one that failed: `[seeds]`."""
@@ -109,6 +113,17 @@ def train(path, argv, variants, *, num_seeds, folder, say):
             workdirs[variant].append(workdir)
             histories[variant].append(history)
     return Comparison(name, workdirs, histories, failures)
+
+
+def measure_overhead(path, argv, repeats=30):
+    """`Comparison.overhead` of a config: median and quartiles of neighbouring steps."""
+    mesh = parallel.create_mesh()
+    steps = {
+        name: repeat(*create_timed_step(configure(path, argv, options, 0), mesh))
+        for name, options in ATTENTIONS.items()
+    }
+    seconds = measure(steps, repeats)
+    return spread(seconds["svda"] / seconds["softmax"])
 
 
 def progress(total):

@@ -79,11 +79,10 @@ def time_per_epoch(comparisons):
                 ax.plot(
                     np.full(len(values), place), values, "k.", markersize=5, alpha=0.7
                 )
-        ratio = overhead(comparison)
-        ratio = ratio[np.isfinite(ratio)]
         title = comparison.name
-        if len(ratio):
-            title += f"\nSVDA: {100 * (ratio.mean() - 1):+.1f} %"
+        if comparison.overhead:
+            added = 100 * (comparison.overhead.median - 1)
+            title += f"\na step in turn: {added:+.1f} % for SVDA"
         _style(ax, title, "", "seconds an epoch")
         ax.set_xticks(range(len(NAMES)), NAMES.values())
     return figure
@@ -137,12 +136,6 @@ def epoch_seconds(history):
     return history["epoch_seconds"].median()
 
 
-def overhead(comparison):
-    """The time of an epoch with SVDA over that with softmax, by seed: `[seeds]`."""
-    softmax, svda = (comparison.values(v, epoch_seconds) for v in NAMES)
-    return svda / softmax
-
-
 def _finished(comparison, variant):
     return [history for history in comparison.histories[variant] if history is not None]
 
@@ -163,7 +156,7 @@ def _band(ax, x, values, color, style, label, marker=""):
 
 
 def _style(ax, title, x, y):
-    ax.set_title(title, fontsize=8).set_parse_math(False)
+    ax.set_title(title, fontsize=7.5).set_parse_math(False)
     ax.set_xlabel(x, fontsize=8)
     ax.set_ylabel(y, fontsize=8)
     ax.tick_params(labelsize=7)

@@ -1,5 +1,6 @@
 """Times of functions, measured so that they can be compared."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -44,3 +45,39 @@ def measure(variants, repeats):
             jax.block_until_ready(function())
             seconds[name].append(time.perf_counter() - start)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def repeat(state, step):
+    """A function without arguments that takes the next step each time, for `measure`.
+
+    Args:
+      state: the first.
+      step: from state to the next state and an array to wait for.
+    """
+
+    def run():
+        nonlocal state
+        state, result = step(state)
+        return result
+
+    return run
+
+
+class Clock:
+    """Images a second since the first tick: what is compiled before does not count."""
+
+    def __init__(self):
+        self._start = None
+        self._images = 0
+
+    def tick(self, images):
+        """Counts images that have been worked through; the first start the clock."""
+        if self._start is None:
+            self._start = time.perf_counter()
+        else:
+            self._images += images
+
+    def rate(self):
+        """Images a second; not a number after a single tick."""
+        seconds = time.perf_counter() - self._start
+        return self._images / seconds if self._images else math.nan

@@ -27,6 +27,7 @@ from svda_jax.steps import (
     measure_parameters,
     train_step,
 )
+from svda_jax.timing import Clock
 from svda_jax.writers import EventWriter, History
 
 # Steps started and not yet waited for. It keeps the device busy, the progress bar
@@ -139,7 +140,7 @@ def train_and_evaluate(config, workdir):
         bar = console.progress_bar(num_steps, step, batch_size, hidden=not primary)
         stack.enter_context(bar)
 
-        clock = _Clock()
+        clock = Clock()
         saved_at = time.monotonic()
         in_flight = collections.deque()
         batches = train_data.train_batches(order_key, step)
@@ -194,7 +195,7 @@ def train_and_evaluate(config, workdir):
                     if primary:
                         events.write_pictures(step, values, *pictures)
             if due:
-                clock = _Clock()
+                clock = Clock()
             if step == num_steps or stopping:
                 break
     if not primary:
@@ -264,6 +265,31 @@ def create_training(config, model_config, *, num_steps, mesh):
     )
 
 
+def create_timed_step(config, mesh):
+    """A training step on a batch of noise, for measuring its time.
+
+    Args:
+      config: as from `configs/default.py`.
+      mesh: from `parallel.create_mesh`.
+
+    Returns:
+      The first state, and a function from state to the next state and
+      `skipped_in_a_row`.
+    """
+    model_config = validate(config, num_devices=mesh.size)
+    dataset, rng = config.dataset, np.random.default_rng(0)
+    side = dataset.image_size
+    shape = (config.batch_size, side, side, dataset.channels)
+    batch = {
+        "image": rng.integers(0, 256, size=shape).astype(np.uint8),
+        "label": rng.integers(dataset.num_classes, size=shape[0]).astype(np.int32),
+    }
+    batch = jax.device_put(batch, parallel.split(mesh))
+    key = create_keys(0, parallel.replicated(mesh))[0]
+    _, init, step = create_training(config, model_config, num_steps=10**6, mesh=mesh)
+    return init(key), lambda state: step(state, batch, key)
+
+
 def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
     """The evaluation of a run.
 
@@ -316,22 +342,3 @@ def _create_picture(data, graphdef):
         return images, maps, titles
 
     return picture
-
-
-class _Clock:
-    """Images a second since the first tick: what is compiled before does not count."""
-
-    def __init__(self):
-        self._start = None
-        self._images = 0
-
-    def tick(self, images):
-        if self._start is None:
-            self._start = time.perf_counter()
-        else:
-            self._images += images
-
-    def rate(self):
-        """Images a second; not a number after a single tick."""
-        seconds = time.perf_counter() - self._start
-        return self._images / seconds if self._images else math.nan

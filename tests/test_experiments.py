@@ -21,6 +21,7 @@ from svda_jax.indicators import INDICATORS
 from svda_jax.prune import choose
 from svda_jax.prune.run import prune_run
 from svda_jax.runs import read_history
+from svda_jax.timing import spread
 
 FIGURES = (
     "figure_1_accuracy",
@@ -279,7 +280,7 @@ def known():
         "svda": [make_history([0.2, 0.6 + 0.1 * s], [2, 2.2], s) for s in range(2)],
     }
     histories["svda"].append(None)
-    return Comparison("known", {}, histories, {})
+    return Comparison("known", {}, histories, {}, spread([1.04, 1.05, 1.06]))
 
 
 def test_figures_show_the_histories(known):
@@ -293,7 +294,7 @@ def test_figures_show_the_histories(known):
     ]
     (ax,) = paper_figures.time_per_epoch([known]).axes
     assert [bar.get_height() for bar in ax.patches] == pytest.approx([2.0, 2.1])
-    assert "SVDA: +5.0 %" in ax.get_title()
+    assert "+5.0 % for SVDA" in ax.get_title()
     for over, axis in (("epoch", ("layer", "head")), ("layer", ("head",))):
         figure = paper_figures.indicators([known], over)
         titles = [ax.get_title() for ax in figure.axes]

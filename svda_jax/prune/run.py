@@ -5,18 +5,19 @@ import dataclasses
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from svda_jax import UserError, console, datasets, parallel, runs
 from svda_jax.checkpoint import Checkpoints
-from svda_jax.config import vit_config
 from svda_jax.models.vit import count_macs
 from svda_jax.prune import choose, factorise, mask, shrink
-from svda_jax.timing import measure, spread
+from svda_jax.timing import measure, repeat, spread
 from svda_jax.train import (
     create_evaluate,
     create_keys,
+    create_timed_step,
     create_training,
     train_and_evaluate,
 )
@@ -128,39 +129,20 @@ def _check(rho, multiple, finetune_epochs, folders):
 
 def _measure(config, pruned, models, mesh, repeats):
     """Seconds of inference and of a training step, original and shrunk in turn."""
-    rng = np.random.default_rng(0)
-    shape = (config.batch_size, config.dataset.image_size, config.dataset.image_size)
-    shape += (config.dataset.channels,)
-    batch = {
-        "image": rng.integers(0, 256, size=shape).astype(np.uint8),
-        "label": rng.integers(0, config.dataset.num_classes, size=shape[0]),
-    }
-    batch["label"] = batch["label"].astype(np.int32)
-    batch = jax.device_put(batch, parallel.split(mesh))
-    key = create_keys(0, parallel.replicated(mesh))[0]
+    side = config.dataset.image_size
+    images = jnp.zeros((config.batch_size, side, side, config.dataset.channels))
 
     def inference(model):
         graphdef, params = nnx.split(model, nnx.Param)
         apply = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x)[0])
-        return lambda: apply(params, batch["image"])
-
-    def training(config):
-        _, init, step = create_training(
-            config, vit_config(config), num_steps=10**6, mesh=mesh
-        )
-        state = init(key)
-
-        def run():
-            nonlocal state
-            state, skipped = step(state, batch, key)
-            return skipped
-
-        return run
+        return lambda: apply(params, images)
 
     of = {"original": config, "shrunk": pruned}
     return {
         "inference": measure({name: inference(models[name]) for name in of}, repeats),
-        "training step": measure({n: training(c) for n, c in of.items()}, repeats),
+        "training step": measure(
+            {n: repeat(*create_timed_step(c, mesh)) for n, c in of.items()}, repeats
+        ),
     }
 
 
