@@ -131,6 +131,49 @@ def indicators(comparisons, over):
     return figure
 
 
+def attention(images, maps, spectrum, titles):
+    """Where the heads of the first and the last layer look, below their spectra.
+
+    Args:
+      images: `[n, S, S, channels]` uint8.
+      maps: their attention maps, `[n, L, H, g, g]`, 1 where attention is uniform.
+      spectrum: `[L, H, K]`.
+      titles: of the images.
+    """
+    num_layers, num_heads, _ = spectrum.shape
+    layers = sorted({0, num_layers - 1})
+    heads = [(layer, head) for layer in layers for head in range(num_heads)]
+    rows = 1 + len(images)
+    figure = Figure(figsize=(1 + len(heads), 1.05 * rows), layout="constrained")
+    axes = figure.subplots(rows, 1 + len(heads))
+    axes[0, 0].set_axis_off()
+    axes[0, 0].text(1, 0.5, "|sigma|", ha="right", va="center", fontsize=8)
+    shown = np.stack([maps[:, layer, head] for layer, head in heads], 1)
+    for column, (layer, head) in enumerate(heads, start=1):
+        size = -np.sort(-np.abs(spectrum[layer, head]))
+        ax = axes[0, column]
+        ax.bar(range(len(size)), size, 0.8, color=KINDS[0])
+        ax.set_ylim(0, np.abs(spectrum).max())
+        ax.set_title(f"layer {layer + 1}\nhead {head + 1}", fontsize=8)
+        ax.set_xticks([])
+        ax.set_yticks([])
+        ax.spines[["top", "right"]].set_visible(False)
+    for row, (image, title) in enumerate(zip(images, titles, strict=True), start=1):
+        grey = image.shape[-1] == 1
+        axes[row, 0].imshow(image[..., 0] if grey else image, cmap="gray")
+        axes[row, 0].set_title(title, fontsize=7).set_parse_math(False)
+        for column in range(1, 1 + len(heads)):
+            picture = axes[row, column].imshow(
+                shown[row - 1, column - 1], cmap="cividis", vmin=0, vmax=shown.max()
+            )
+        for ax in axes[row]:
+            ax.set_axis_off()
+    bar = figure.colorbar(picture, ax=axes[1:, :], shrink=0.8, pad=0.01)
+    bar.set_label("attention (1 = uniform)", fontsize=7)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
 def epoch_seconds(history):
     """Seconds that an epoch of training takes, the median over a run's evaluations."""
     return history["epoch_seconds"].median()

@@ -20,6 +20,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 from absl import flags
 from flax import nnx
 
@@ -35,12 +36,13 @@ from experiments.comparison import (
     read_configs,
     train,
 )
-from svda_jax import UserError, runs
+from svda_jax import UserError, datasets, parallel, runs
 from svda_jax.checkpoint import quiet_orbax
 from svda_jax.config import vit_config
 from svda_jax.figures import LABELS
 from svda_jax.huge_pages import use_huge_pages
 from svda_jax.indicators import INDICATORS
+from svda_jax.maps import attention_maps
 from svda_jax.models.vit import ViT
 from svda_jax.report import write_report
 
@@ -57,6 +59,9 @@ CONTROL_NAMES = {
     "svda-ones": "sigma starts at 1 (`model.spectrum_init=ones`)",
     "svda-penalty": "orthonormality penalty on (`orthonormality_weight=0.1`)",
 }
+
+
+NUM_PICTURED = 3
 
 
 def main(argv):
@@ -139,6 +144,8 @@ def write_results(comparison, out, command):
         first = comparison.workdirs["svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
         paper_figures.draw([comparison], out)
+        if comparison.histories["svda"][0] is not None:
+            paper_figures.save(_attention(first), out / "figure_attention")
         finished = [
             comparison.workdirs[variant][0]
             for variant in ("svda", "softmax")
@@ -151,6 +158,21 @@ def write_results(comparison, out, command):
         (out / "README.md").write_text(page + "\n")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from None
+
+
+def _attention(workdir):
+    """The picture of a run's attention over the first images of its evaluation."""
+    run = runs.load(workdir)
+    mesh = parallel.create_mesh(jax.local_devices()[:1])
+    data = datasets.load(run.config.dataset, "eval", batch_size=NUM_PICTURED, mesh=mesh)
+    images, labels = data.get(range(NUM_PICTURED))
+    _, traces = run.model(images)
+    return paper_figures.attention(
+        images,
+        np.asarray(attention_maps(traces, run.model.config)),
+        np.stack([trace.spectrum for trace in traces]),
+        [data.class_names[label] for label in labels],
+    )
 
 
 def _head(comparison, command):
@@ -184,6 +206,7 @@ def _head(comparison, command):
         ("figure_2_time", "time of an epoch"),
         ("figure_3_indicators_by_epoch", "the six indicators over epochs"),
         ("figure_4_indicators_by_layer", "the six indicators over layers"),
+        ("figure_attention", "attention maps of SVDA, seed 0, and their spectra"),
     ):
         lines += ["", f"![{meaning}]({name}.png)"]
     return lines

@@ -135,7 +135,7 @@ def spectra(spectrum):
     """The spectrum of each head, sorted: a panel a layer, a line a head.
 
     Args:
-      spectrum: `[L, H, K]`.
+      spectrum: `[L, H, K]`, NaN where a layer has fewer directions.
     """
     num_layers, num_heads, num_directions = spectrum.shape
     columns = min(num_layers, 4)
@@ -152,11 +152,39 @@ def spectra(spectrum):
             )
         ax.set_title(f"layer {layer + 1}", fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes[0, 0].set_ylim(0, 1.05 * max(float(magnitude.max()), 1e-6))
+    axes[0, 0].set_ylim(0, 1.05 * max(float(np.nanmax(magnitude)), 1e-6))
     for ax in axes.flat[num_layers:]:
         ax.remove()
     figure.supxlabel("direction, by size", fontsize=9)
     figure.supylabel("|spectrum|", fontsize=9)
+    return figure
+
+
+def kept_directions(spectrum, keep):
+    """Which directions pruning took: a panel a layer, a row a head, crosses on those.
+
+    Args:
+      spectrum: `[H, K]` of each layer, before.
+      keep: `[H, K]` bool of each layer.
+    """
+    columns = min(len(spectrum), 4)
+    rows = -(-len(spectrum) // columns)
+    figure, axes = _subplots(rows, columns, width=9, height=0.7 + 1.5 * rows)
+    for layer, (ax, one, kept) in enumerate(
+        zip(axes.flat, map(np.asarray, spectrum), keep, strict=False), start=1
+    ):
+        energy = 100 * one**2 / np.maximum((one**2).sum(-1, keepdims=True), 1e-30)
+        picture = ax.imshow(energy, cmap=_QUANTITY, vmin=0, vmax=100, aspect="auto")
+        heads, directions = np.nonzero(~np.asarray(kept))
+        ax.plot(directions, heads, "x", color="white", markersize=4)
+        ax.set_title(f"layer {layer}", fontsize=9)
+        ax.set_yticks(range(len(one)), range(1, 1 + len(one)))
+    for ax in axes.flat[len(spectrum) :]:
+        ax.remove()
+    figure.supxlabel("direction (x: removed)", fontsize=9)
+    figure.supylabel("head", fontsize=9)
+    bar = figure.colorbar(picture, ax=axes)
+    bar.set_label("% of the head's energy", fontsize=8)
     return figure
 
 

@@ -4,6 +4,7 @@ config.json     the config, as it was
 checkpoints/    Orbax checkpoints of the training state
 history.nc      every evaluation's measurements, one labelled xarray data set
 events.out...   the same and more for TensorBoard
+pruning.json    for a pruned run, what was taken from which run
 """
 
 import contextlib
@@ -65,6 +66,11 @@ def checkpoints_path(workdir):
 def history_path(workdir):
     """Path of the run's history."""
     return pathlib.Path(workdir, "history.nc")
+
+
+def pruning_path(workdir):
+    """Path of what was pruned, in a run that `svda_jax.prune` made."""
+    return pathlib.Path(workdir, "pruning.json")
 
 
 def load(workdir):

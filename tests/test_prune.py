@@ -221,7 +221,12 @@ def test_pruned_run_is_a_run(trained, tmp_path, capsys):
             f"| {layer} | {run.model.config.qk_dim[layer - 1]} of 8 | {counts}" in page
         )
     # The others open it.
-    assert write_report(out).exists()
+    page = write_report(out, compare=workdir).read_text()
+    assert page.count("<h2>Pruned</h2>") == 1
+    assert page.count('alt="directions kept"') == 1
+    runs.pruning_path(out).write_text("{}")
+    with pytest.raises(UserError, match=r"pruning\.json is damaged"):
+        write_report(out)
     main.main(["main", f"--config={out}/config.json"])
     assert "holds this run, finished" in capsys.readouterr().out
     # It was trained further, from its own parameters.

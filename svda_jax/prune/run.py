@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import pathlib
 
 import jax
@@ -89,7 +90,14 @@ def prune_run(
     seconds = _measure(config, pruned, models, mesh, repeats)
     text = _page(workdir, rho, keep, models, values, logits, seconds)
     _write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh)
-    (out / "prune.md").write_text(text)
+    took = {
+        "workdir": str(workdir),
+        "rho": rho,
+        "spectrum": [np.asarray(b.attention.spectrum).tolist() for b in model.blocks],
+        "keep": [kept.tolist() for kept in keep],
+    }
+    runs.write_atomically(runs.pruning_path(out), json.dumps(took).encode())
+    runs.write_atomically(out / "prune.md", text.encode())
     if finetune_epochs:
         finetune(out, finetuned, epochs=finetune_epochs)
     return text

@@ -7,6 +7,7 @@ read off the run's history or computed by its model here.
 import base64
 import dataclasses
 import functools
+import json
 import pathlib
 
 import jax
@@ -122,8 +123,22 @@ def _describe(workdir):
         ),
         "heat_maps": _picture(figures.heat_maps(values), "indicators, layer by head"),
         "spectra": _picture(figures.spectra(last["spectrum"].values), "spectra"),
+        "pruned": _describe_pruning(workdir),
         "images": _look_at_images(workdir, config),
     }
+
+
+def _describe_pruning(workdir):
+    """What was taken from a pruned run, or None."""
+    path = runs.pruning_path(workdir)
+    if not path.exists():
+        return None
+    try:
+        took = json.loads(path.read_text())
+        figure = figures.kept_directions(took["spectrum"], took["keep"])
+        return {**took, "picture": _picture(figure, "directions kept")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 def _look_at_images(workdir, config):
