@@ -310,6 +310,20 @@ def test_figures_show_the_histories(known):
         np.testing.assert_allclose(line.get_ydata(), values.mean(0))
 
 
+@pytest.mark.parametrize(("num_layers", "channels"), [(1, 3), (3, 1)])
+def test_picture_of_attention(num_layers, channels):
+    rng = np.random.default_rng(0)
+    spectrum = rng.normal(size=(num_layers, 2, 5))
+    maps = rng.uniform(size=(3, num_layers, 2, 4, 4))
+    images = rng.integers(0, 256, size=(3, 8, 8, channels)).astype(np.uint8)
+    figure = paper_figures.attention(images, maps, spectrum, ["$a_{$", "b", "c"])
+    columns = 1 + 2 * min(num_layers, 2)
+    bars, last = figure.axes[columns - 1], figure.axes[4 * columns - 1]
+    heights = [bar.get_height() for bar in bars.patches]
+    np.testing.assert_allclose(heights, np.sort(np.abs(spectrum[-1, 1]))[::-1])
+    np.testing.assert_array_equal(last.images[0].get_array(), maps[2, -1, 1])
+
+
 def test_figures_are_the_same_bytes_again(known, tmp_path):
     for name in ("one", "two"):
         paper_figures.save(paper_figures.accuracy([known]), tmp_path / name)

@@ -63,6 +63,27 @@ def test_spectra_are_sorted_by_size(rng):
     np.testing.assert_array_equal(line, np.sort(np.abs(spectrum[3, 1]))[::-1])
 
 
+def test_spectra_of_layers_with_fewer_directions(rng):
+    spectrum = np.float32(rng.normal(size=(2, 3, 7)))
+    spectrum[1, :, 4:] = np.nan
+    figure = figures.spectra(spectrum)
+    assert np.isfinite(figure.axes[1].lines[0].get_ydata()).sum() == 4
+    assert figures.to_png(figure)
+
+
+def test_crosses_are_on_what_pruning_took(rng):
+    spectrum = [rng.normal(size=(3, k)) for k in (5, 4)]
+    keep = [np.abs(one) > 0.5 for one in spectrum]
+    figure = figures.kept_directions(spectrum, keep)
+    for ax, one, kept in zip(figure.axes, spectrum, keep, strict=False):
+        crosses = np.stack(ax.lines[0].get_data())  # [2, removed]
+        assert {*zip(*crosses.tolist(), strict=True)} == {
+            (k, h) for h, k in zip(*np.nonzero(~kept), strict=True)
+        }
+        energy = 100 * one**2 / (one**2).sum(-1, keepdims=True)
+        np.testing.assert_allclose(ax.images[0].get_array(), energy)
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 1), (30, 30, 3), (224, 224, 3)])
 @pytest.mark.parametrize(("num_layers", "num_heads", "grid"), [(1, 1, 1), (12, 12, 14)])
 def test_attention_at_any_grid_and_resolution(rng, shape, num_layers, num_heads, grid):
