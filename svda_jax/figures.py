@@ -170,15 +170,25 @@ def kept_directions(spectrum, keep):
     columns = min(len(spectrum), 4)
     rows = -(-len(spectrum) // columns)
     figure, axes = _subplots(rows, columns, width=9, height=0.7 + 1.5 * rows)
+    squares = [np.square(np.asarray(one)) for one in spectrum]
+    energy = [100 * s / np.maximum(s.sum(-1, keepdims=True), 1e-30) for s in squares]
+    top = max(float(one.max()) for one in energy)
     for layer, (ax, one, kept) in enumerate(
-        zip(axes.flat, map(np.asarray, spectrum), keep, strict=False), start=1
+        zip(axes.flat, energy, keep, strict=False), start=1
     ):
-        energy = 100 * one**2 / np.maximum((one**2).sum(-1, keepdims=True), 1e-30)
-        picture = ax.imshow(energy, cmap=_QUANTITY, vmin=0, vmax=100, aspect="auto")
+        num_heads, num_directions = one.shape
+        picture = ax.imshow(
+            one,
+            cmap=_QUANTITY,
+            vmin=0,
+            vmax=top,
+            aspect="auto",
+            extent=(0.5, num_directions + 0.5, num_heads + 0.5, 0.5),
+        )
         heads, directions = np.nonzero(~np.asarray(kept))
-        ax.plot(directions, heads, "x", color="white", markersize=4)
+        ax.plot(1 + directions, 1 + heads, "x", color="white", markersize=4)
         ax.set_title(f"layer {layer}", fontsize=9)
-        ax.set_yticks(range(len(one)), range(1, 1 + len(one)))
+        ax.set_yticks(range(1, 1 + num_heads))
     for ax in axes.flat[len(spectrum) :]:
         ax.remove()
     figure.supxlabel("direction (x: removed)", fontsize=9)

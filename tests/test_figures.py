@@ -78,7 +78,7 @@ def test_crosses_are_on_what_pruning_took(rng):
     for ax, one, kept in zip(figure.axes, spectrum, keep, strict=False):
         crosses = np.stack(ax.lines[0].get_data())  # [2, removed]
         assert {*zip(*crosses.tolist(), strict=True)} == {
-            (k, h) for h, k in zip(*np.nonzero(~kept), strict=True)
+            (1 + k, 1 + h) for h, k in zip(*np.nonzero(~kept), strict=True)
         }
         energy = 100 * one**2 / (one**2).sum(-1, keepdims=True)
         np.testing.assert_allclose(ax.images[0].get_array(), energy)
