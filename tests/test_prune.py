@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svda_jax import UserError, main, runs
+from svda_jax import UserError, main, processes, runs
 from svda_jax.indicators import retained_rank
 from svda_jax.models.vit import ViT, count_macs
 from svda_jax.prune import __main__ as program
@@ -281,6 +281,26 @@ def test_a_run_starts_from_anothers_parameters(trained, make_config, tmp_path):
     one, two = (params_of(runs.load(w).model) for w in (workdir, tmp_path / "next"))
     for a, b in zip(*map(jax.tree.leaves, (one, two)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_a_pruned_run_trains_stops_and_resumes(
+    trained, make_config, tmp_path, monkeypatch
+):
+    workdir = trained("svda")
+    prune_run(workdir, tmp_path / "pruned", rho=0.7, repeats=1)
+    qk_dim = runs.load(tmp_path / "pruned").model.config.qk_dim
+    options = {"init_from": str(tmp_path / "pruned"), "model__qk_dim": qk_dim}
+    config = make_config(**options, ema_decay=0.9)
+    train_and_evaluate(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.StopSignal, "reached", lambda self, step: step == 5)
+        train_and_evaluate(config, tmp_path / "stopped")
+    assert not runs.is_finished(tmp_path / "stopped")
+    shutil.rmtree(tmp_path / "pruned")  # which a run that has begun needs no more
+    train_and_evaluate(config, tmp_path / "stopped")
+    whole, stopped = (runs.load(tmp_path / name) for name in ("whole", "stopped"))
+    assert stopped.step == whole.step
+    assert_same_arrays(params_of(stopped.model), params_of(whole.model))
 
 
 def test_another_model_is_no_start(trained, make_config, tmp_path):
