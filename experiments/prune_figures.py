@@ -30,8 +30,9 @@ def removed(studies, criteria):
     ticks = [0, -1, -2, -5, -10, -20, -50]
     ax.set_yticks(ticks, [str(tick) for tick in ticks])
     ax.minorticks_off()
+    ax.set_ylim(top=1)
     _style(ax)
-    ax.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 
