@@ -125,7 +125,7 @@ def draw(comparison):
                 comparison.values(f"study-{start}-{scale}", read) for scale in SCALES
             ]
             mean = [np.nanmean(values) for values in points]
-            error = [np.nanstd(values) for values in points]
+            error = [np.nanstd(values, ddof=len(values) > 1) for values in points]
             ax.errorbar(
                 SCALES,
                 mean,
