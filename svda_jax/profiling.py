@@ -25,7 +25,8 @@ def profiled(batches, workdir):
                 running = False
                 jax.profiler.stop_trace()
                 tqdm.write(f"profile of {NUM_STEPS} steps in {workdir}/plugins/profile")
-            yield batch
+            with jax.profiler.StepTraceAnnotation("train", step_num=i):
+                yield batch
     finally:
         if running:
             jax.profiler.stop_trace()

@@ -49,4 +49,6 @@ def test_a_run_writes_its_profile(make_config, tmp_path, monkeypatch, two_device
     monkeypatch.setattr(profiling, "NUM_STEPS", 2)
     train.train_and_evaluate(make_config(profile=True), tmp_path / "run")
     (profile,) = (tmp_path / "run/plugins/profile").glob("*/*.xplane.pb")
-    assert b"dot" in profile.read_bytes()  # operations by name
+    recorded = profile.read_bytes()
+    assert b"dot" in recorded  # operations by name
+    assert b"step_num" in recorded  # where a step begins and ends
