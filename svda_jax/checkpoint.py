@@ -74,9 +74,9 @@ class Checkpoints:
         try:
             if not self._manager:
                 self._open()
+            self._manager.wait_until_finished()
             if not self.path.exists():  # which Orbax would make again
                 raise FileNotFoundError("the folder is gone")
-            self._manager.wait_until_finished()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(

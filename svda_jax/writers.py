@@ -112,6 +112,9 @@ class History:
                 "indicator": list(INDICATORS),
             },
         )
+        # Orbax, which may have been saving, makes a folder again that was taken away.
+        if self.data is not None and not self.path.exists():
+            raise UserError(f"cannot write {self.path}: what was written is gone")
         self.data = row if self.data is None else xr.concat([self.data, row], "step")
         self.data.attrs = self.attrs
         write_atomically(self.path, self.data.to_netcdf(engine="scipy"))

@@ -152,3 +152,12 @@ def test_pictures_and_the_number_of_tags(tmp_path, make_config, rng):
     names += ["spectrum/heads", *(f"attention/image_{i}" for i in range(1, 5))]
     assert sorted(tags["images"]) == sorted(names)
     assert sum(len(tags[kind]) for kind in ("scalars", "images", "histograms")) < 150
+
+
+def test_history_does_not_begin_anew_where_it_was_taken_away(tmp_path, make_values):
+    history = History(tmp_path, last_step=0, attrs={"device": "cpu"})
+    history.append(1, 1.0, make_values(1))
+    (tmp_path / "history.nc").unlink()
+    with pytest.raises(UserError, match="what was written is gone"):
+        history.append(2, 2.0, make_values(2))
+    assert not (tmp_path / "history.nc").exists()
