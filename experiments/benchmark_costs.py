@@ -22,7 +22,7 @@ from svda_jax.checkpoint import Checkpoints
 from svda_jax.indicators import ATTENTIONAL, attentional_indicators
 from svda_jax.models.vit import ViT
 from svda_jax.runs import read_history
-from svda_jax.timing import measure, spread
+from svda_jax.timing import measure, repeat, spread
 from svda_jax.train import MAX_IN_FLIGHT, create_timed_step, train_and_evaluate
 
 
@@ -98,14 +98,7 @@ def augment(repeats):
     def create(**changes):
         config = cifar10.get_config()
         config.augment.update(changes)
-        state, step = create_timed_step(config, parallel.create_mesh())
-
-        def run():
-            nonlocal state
-            state, skipped = step(state)
-            return state, skipped
-
-        return run
+        return repeat(*create_timed_step(config, parallel.create_mesh()))
 
     off = {"crop_padding": 0, "flip": False, "rand_augment": 0, "erase": 0.0}
     off |= {"mixup": 0.0, "cutmix": 0.0}
@@ -185,7 +178,7 @@ def loop(repeats):
         state, step = create_timed_step(config, parallel.create_mesh())
         num_steps = num_epochs * num_images // config.batch_size
         ratios, waits = [], []
-        for repeat in range(repeats + 1):
+        for number in range(repeats + 1):
             with tempfile.TemporaryDirectory() as folder:
                 with contextlib.redirect_stdout(io.StringIO()):
                     train_and_evaluate(config, pathlib.Path(folder, "run"))
@@ -194,7 +187,7 @@ def loop(repeats):
             start = time.perf_counter()
             state = _take_steps(state, step, num_steps)
             bare = (time.perf_counter() - start) / num_steps
-            if repeat:  # the first compiles
+            if number:  # the first compiles
                 ratios.append(in_loop / bare)
                 waits.append(1000 * bare)
         rows.append((attention, spread(ratios), spread(waits, 2)))

@@ -1,14 +1,21 @@
 """Variants of one training, each over several seeds: trained, read back, compared."""
 
+import argparse
+import contextlib
 import dataclasses
 import pathlib
+import shlex
+import shutil
+import sys
 import time
 
 import numpy as np
 import scipy.stats
 import xarray as xr
+from absl import flags
 
 from svda_jax import UserError, parallel, runs
+from svda_jax.checkpoint import quiet_orbax
 from svda_jax.main import parse
 from svda_jax.timing import Spread, measure, repeat, spread
 from svda_jax.train import create_timed_step, train_and_evaluate
@@ -48,6 +55,70 @@ class Comparison:
             ]
         )
 
+    def copy_histories(self, out):
+        """Copies the history of every run that has not failed, as <run>.nc."""
+        for workdirs in self.workdirs.values():
+            for workdir in workdirs:
+                if workdir not in self.failures:
+                    path = runs.history_path(workdir)
+                    shutil.copyfile(path, out / f"{workdir.name}.nc")
+
+
+def create_parser(name, description):
+    """The command line of an experiment, with what they all have.
+
+    Args:
+      name: of its module.
+      description: for --help.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--runs", default="runs", help="folder of the runs")
+    parser.add_argument("--out", default="experiments/results", help="of the results")
+    return parser
+
+
+def run_command(parser, argv, function):
+    """Runs an experiment; a user's mistake ends in one line and exit code 1.
+
+    Args:
+      parser: from `create_parser`.
+      argv: the program's name and its arguments.
+      function: called with the arguments, the options of the config, and the command.
+
+    Returns:
+      What function returns.
+    """
+    args, rest = parser.parse_known_args(argv[1:])
+    quiet_orbax()
+    try:
+        if args.seeds < 1:
+            raise UserError(f"--seeds={args.seeds} must be positive")
+        return function(args, rest, f"{parser.prog} {shlex.join(argv[1:])}")
+    except (UserError, FloatingPointError, flags.Error) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same line goes on")
+
+
+@contextlib.contextmanager
+def writing(out):
+    """Makes a folder for results, and says it where they cannot be written.
+
+    Raises:
+      UserError: they cannot.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from None
+
 
 def read_configs(paths, argv):
     """Checks that every config with these options is one; their names.
@@ -67,11 +138,11 @@ def read_configs(paths, argv):
 def configure(path, argv, options, seed):
     """The config of one run; what the variant says overrides the command line."""
     options = {**options, "seed": seed}
-    flags = [f"--config.{key}={value}" for key, value in options.items()]
-    return parse(["", f"--config={path}", *argv, *flags])[0]
+    overrides = [f"--config.{key}={value}" for key, value in options.items()]
+    return parse(["", f"--config={path}", *argv, *overrides])[0]
 
 
-def train(path, argv, variants, *, num_seeds, folder, say):
+def train(path, argv, variants, *, num_seeds, folder, say=None):
     """Trains every run that is not finished, seed by seed, variants in turn.
 
     Args:
@@ -80,7 +151,8 @@ def train(path, argv, variants, *, num_seeds, folder, say):
       variants: options of each, by name.
       num_seeds: runs of each.
       folder: of the runs.
-      say: called with a run's folder before it is trained.
+      say: called with a run's folder before it is trained; by default `progress`
+        through these runs.
 
     Returns:
       A `Comparison`. A run whose loss or gradient stays not finite has failed and the
@@ -89,6 +161,7 @@ def train(path, argv, variants, *, num_seeds, folder, say):
     Raises:
       UserError: a config, the data or a folder is not what it should be.
     """
+    say = say or progress(len(variants) * num_seeds)
     name = pathlib.Path(path).stem
     workdirs = {variant: [] for variant in variants}
     histories = {variant: [] for variant in variants}

@@ -7,11 +7,9 @@ runs/; those of experiments.reproduce are used, what is missing is trained. The 
 go to prune/<config>/ under --out, by default experiments/results.
 """
 
-import argparse
 import functools
 import json
 import pathlib
-import shlex
 import shutil
 import sys
 
@@ -19,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 from flax import nnx
 
 from experiments import prune_figures
@@ -27,17 +24,18 @@ from experiments.benchmark import describe_machine
 from experiments.comparison import (
     ATTENTIONS,
     configure,
+    create_parser,
     mean_and_interval,
     mean_and_spread,
-    progress,
     read_configs,
+    run_command,
     train,
+    writing,
 )
 from experiments.paper_figures import save
 from svda_jax import UserError, datasets, parallel, runs
-from svda_jax.checkpoint import quiet_orbax
 from svda_jax.huge_pages import use_huge_pages
-from svda_jax.models.vit import count_macs
+from svda_jax.models.vit import count_macs, count_parameters
 from svda_jax.prune import choose, factorise, mask, shrink
 from svda_jax.prune.run import finetune, prune_run
 
@@ -58,47 +56,36 @@ CRITERIA = {
 
 def main(argv):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.prune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = create_parser("prune", __doc__)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--finetune_epochs", type=int, default=10)
-    parser.add_argument("--runs", default="runs", help="folder of the runs")
-    parser.add_argument("--out", default="experiments/results", help="of the results")
-    args, rest = parser.parse_known_args(argv[1:])
-    quiet_orbax()
-    command = shlex.join(["python", "-m", "experiments.prune", *argv[1:]])
-    try:
-        for name in ("seeds", "finetune_epochs"):
-            if (value := getattr(args, name)) < 1:
-                raise UserError(f"--{name}={value} must be positive")
-        (name,) = read_configs([args.config], rest)
-        out = pathlib.Path(args.out, "prune", name)
-        runs.check_workdir(configure(args.config, rest, ATTENTIONS["svda"], 0), out)
-        comparison = train(
-            args.config,
-            rest,
-            ATTENTIONS,
-            num_seeds=args.seeds,
-            folder=args.runs,
-            say=progress(len(ATTENTIONS) * args.seeds),
-        )
-        if comparison.failures:
-            raise UserError(f"{next(iter(comparison.failures))} failed")
-        pairs = list(zip(*(comparison.workdirs[a] for a in ATTENTIONS), strict=True))
-        studies = []
-        for softmax, svda in pairs:
-            print(f"pruning {svda} and {softmax}", flush=True)
-            studies.append(study(svda, softmax, args.finetune_epochs))
-        write_results(comparison, studies, out, command, args.finetune_epochs)
-    except (UserError, flags.Error) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same line goes on")
+    run_command(parser, argv, compare_criteria)
+
+
+def compare_criteria(args, rest, command):
+    """All that the command line asks for."""
+    epochs = args.finetune_epochs
+    if epochs < 1:
+        raise UserError(f"--finetune_epochs={epochs} must be positive")
+    (name,) = read_configs([args.config], rest)
+    out = pathlib.Path(args.out, "prune", name)
+    runs.check_workdir(configure(args.config, rest, ATTENTIONS["svda"], 0), out)
+    comparison = train(
+        args.config,
+        rest,
+        ATTENTIONS,
+        num_seeds=args.seeds,
+        folder=args.runs,
+    )
+    if comparison.failures:
+        raise UserError(f"{next(iter(comparison.failures))} failed")
+    studies = []
+    for softmax, svda in zip(
+        *(comparison.workdirs[a] for a in ATTENTIONS), strict=True
+    ):
+        print(f"pruning {svda} and {softmax}", flush=True)
+        studies.append(study(svda, softmax, epochs))
+    write_results(comparison, studies, out, command, epochs)
     print(f"\nresults are in {out}")
 
 
@@ -157,7 +144,9 @@ def study(svda_dir, softmax_dir, finetune_epochs):
         keep = [choose(spectrum, rho) for spectrum in spectra]
         shrunk = shrink(svda.model, keep)
         found["removed"].append(1 - np.mean(np.concatenate(keep)))
-        found["parameters"].append(_count(shrunk) / _count(svda.model))
+        found["parameters"].append(
+            count_parameters(shrunk) / count_parameters(svda.model)
+        )
         macs = [count_macs(m.config) for m in (shrunk, svda.model)]
         found["macs"].append(macs[0] / macs[1])
         masked = {
@@ -227,18 +216,13 @@ def _finetune(workdir, rho, epochs):
     return float(runs.read_history(tuned)["eval_accuracy"][-1])
 
 
-def _count(model):
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
 def write_results(comparison, studies, out, command, epochs):
     """Writes tables, figures, numbers, and what `svda_jax.prune` said of seed 0.
 
     Raises:
       UserError: out cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         first = comparison.workdirs["svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
         for rho in TUNED:
@@ -254,8 +238,6 @@ def write_results(comparison, studies, out, command, epochs):
             save(figure, out / name)
         page = "\n".join(_page(comparison.name, studies, command, epochs))
         (out / "README.md").write_text(page + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
 
 
 def _page(name, studies, command, epochs):

@@ -11,17 +11,14 @@ those that were stopped go on. The results go to <config>/ under --out, by defau
 experiments/results.
 """
 
-import argparse
 import importlib.metadata
 import pathlib
-import shlex
 import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
-from absl import flags
 from flax import nnx
 
 from experiments import paper_figures
@@ -29,21 +26,23 @@ from experiments.benchmark import describe_machine
 from experiments.comparison import (
     ATTENTIONS,
     configure,
+    create_parser,
     mean_and_interval,
     mean_and_spread,
     measure_overhead,
     progress,
     read_configs,
+    run_command,
     train,
+    writing,
 )
 from svda_jax import UserError, datasets, parallel, runs
-from svda_jax.checkpoint import quiet_orbax
 from svda_jax.config import vit_config
 from svda_jax.figures import LABELS
 from svda_jax.huge_pages import use_huge_pages
 from svda_jax.indicators import INDICATORS
 from svda_jax.maps import attention_maps
-from svda_jax.models.vit import ViT
+from svda_jax.models.vit import ViT, count_parameters
 from svda_jax.report import write_report
 
 # Each differs from SVDA in one option.
@@ -59,43 +58,22 @@ CONTROL_NAMES = {
     "svda-ones": "sigma starts at 1 (`model.spectrum_init=ones`)",
     "svda-penalty": "orthonormality penalty on (`orthonormality_weight=0.1`)",
 }
-
-
 NUM_PICTURED = 3
 
 
 def main(argv):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = create_parser("reproduce", __doc__)
     parser.add_argument(
         "--config", action="append", default=[], help="may be given several times"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each attention")
     parser.add_argument("--controls", action="store_true", help="train these as well")
-    parser.add_argument("--runs", default="runs", help="folder of the runs")
-    parser.add_argument("--out", default="experiments/results", help="of the results")
-    args, rest = parser.parse_known_args(argv[1:])
-    quiet_orbax()
-    command = shlex.join(["python", "-m", "experiments.reproduce", *argv[1:]])
-    try:
-        failed = reproduce(args, rest, command)
-    except (UserError, flags.Error) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same line goes on")
-    if failed:
+    if failed := run_command(parser, argv, reproduce):
         sys.exit(f"error: {failed} runs failed; the results say which")
 
 
 def reproduce(args, rest, command):
     """All that the command line asks for; the number of runs that failed."""
-    if args.seeds < 1:
-        raise UserError(f"--seeds={args.seeds} must be positive")
     if not args.config:
         raise UserError("which config? For a start: --config=configs/digits.py")
     out = pathlib.Path(args.out)
@@ -130,17 +108,10 @@ def write_results(comparison, out, command):
     Raises:
       UserError: out cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
+    with writing(out):
         for path in out.glob(f"{comparison.name}-*.nc"):
             path.unlink()
-        for variant, workdirs in comparison.workdirs.items():
-            for workdir, history in zip(
-                workdirs, comparison.histories[variant], strict=True
-            ):
-                if history is not None:
-                    path = runs.history_path(workdir)
-                    shutil.copyfile(path, out / f"{workdir.name}.nc")
+        comparison.copy_histories(out)
         first = comparison.workdirs["svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
         paper_figures.draw([comparison], out)
@@ -156,8 +127,6 @@ def write_results(comparison, out, command):
             write_report(finished[0], compare=compare, out=out / "report.html")
         page = "\n".join([*_head(comparison, command), "", *_tables(comparison)])
         (out / "README.md").write_text(page + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
 
 
 def _attention(workdir):
@@ -278,8 +247,9 @@ def _outcome(history):
 def _count_parameters(comparison, variant):
     """Parameters of the model of the first run; its config says what it is."""
     config = runs.load_config(comparison.workdirs[variant][0])
-    params = nnx.eval_shape(lambda: ViT(vit_config(config), rngs=nnx.Rngs(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(params, nnx.Param)))
+    return count_parameters(
+        nnx.eval_shape(lambda: ViT(vit_config(config), rngs=nnx.Rngs(0)))
+    )
 
 
 if __name__ == "__main__":

@@ -7,28 +7,26 @@ runs/; those that are finished are not trained again, those that were stopped go
 results go to --out, by default experiments/results/spectrum.
 """
 
-import argparse
 import pathlib
-import shlex
 import shutil
 import sys
 
 import numpy as np
-from absl import flags
 from matplotlib.figure import Figure
 
 from experiments.benchmark import describe_machine
 from experiments.comparison import (
     ATTENTIONS,
     configure,
+    create_parser,
     mean_and_spread,
-    progress,
     read_configs,
+    run_command,
     train,
+    writing,
 )
 from experiments.paper_figures import save
-from svda_jax import UserError, runs
-from svda_jax.checkpoint import quiet_orbax
+from svda_jax import runs
 from svda_jax.figures import KINDS
 from svda_jax.huge_pages import use_huge_pages
 from svda_jax.models.attention import SPECTRUM_STARTS
@@ -45,39 +43,26 @@ QUANTITIES = {
 
 def main(argv):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.spectrum",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = create_parser("spectrum", __doc__)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each setting")
-    parser.add_argument("--runs", default="runs", help="folder of the runs")
-    parser.add_argument("--out", default="experiments/results/spectrum")
-    args, rest = parser.parse_known_args(argv[1:])
-    quiet_orbax()
-    command = shlex.join(["python", "-m", "experiments.spectrum", *argv[1:]])
+    parser.set_defaults(out="experiments/results/spectrum")
+    run_command(parser, argv, compare_settings)
+
+
+def compare_settings(args, rest, command):
+    """All that the command line asks for."""
     out = pathlib.Path(args.out)
-    try:
-        if args.seeds < 1:
-            raise UserError(f"--seeds={args.seeds} must be positive")
-        read_configs([args.config], rest)
-        runs.check_workdir(configure(args.config, rest, ATTENTIONS["svda"], 0), out)
-        variants = {"study-softmax": ATTENTIONS["softmax"], **settings()}
-        comparison = train(
-            args.config,
-            rest,
-            variants,
-            num_seeds=args.seeds,
-            folder=args.runs,
-            say=progress(len(variants) * args.seeds),
-        )
-        write_results(comparison, out, command)
-    except (UserError, flags.Error) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same line goes on")
+    read_configs([args.config], rest)
+    runs.check_workdir(configure(args.config, rest, ATTENTIONS["svda"], 0), out)
+    variants = {"study-softmax": ATTENTIONS["softmax"], **settings()}
+    comparison = train(
+        args.config,
+        rest,
+        variants,
+        num_seeds=args.seeds,
+        folder=args.runs,
+    )
+    write_results(comparison, out, command)
     print(f"\nresults are in {out}")
 
 
@@ -100,19 +85,12 @@ def write_results(comparison, out, command):
     Raises:
       UserError: out cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for workdirs in comparison.workdirs.values():
-            for workdir in workdirs:
-                if workdir not in comparison.failures:
-                    path = runs.history_path(workdir)
-                    shutil.copyfile(path, out / f"{workdir.name}.nc")
+    with writing(out):
+        comparison.copy_histories(out)
         reference = comparison.workdirs["study-matched-30"][0]
         shutil.copyfile(runs.config_path(reference), out / "config.json")
         save(draw(comparison), out / "figure_start_and_rate")
         (out / "README.md").write_text("\n".join(_page(comparison, command)) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}") from None
 
 
 def draw(comparison):

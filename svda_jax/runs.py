@@ -10,6 +10,7 @@ pruning.json    for a pruned run, what was taken from which run
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import os
 import pathlib
 
@@ -84,11 +85,7 @@ def load(workdir):
     graphdef = create_graphdef(model_config)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        params = jax.eval_shape(
-            lambda: nnx.to_pure_dict(
-                nnx.state(ViT(model_config, rngs=nnx.Rngs(0)), nnx.Param)
-            )
-        )
+        params = _abstract_params(model_config)
         name = "ema" if config.ema_decay else "params"
         step, restored = checkpoints.restore_newest(
             {name: params}, device, set_aside=False
@@ -115,13 +112,17 @@ def predict(model, data):
       were left out as corrupt.
     """
     graphdef, params = nnx.split(model, nnx.Param)
-    apply = jax.jit(lambda params, images: nnx.merge(graphdef, params)(images)[0])
     batches = [
-        (apply(params, batch["image"]), batch["label"], batch["mask"])
+        (_logits(params, batch["image"], graphdef), batch["label"], batch["mask"])
         for batch in data.eval_batches()
     ]
     logits, labels, mask = map(np.concatenate, zip(*batches, strict=True))
     return logits[mask], labels[mask], np.flatnonzero(mask)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _logits(params, images, graphdef):
+    return nnx.merge(graphdef, params)(images)[0]
 
 
 def load_start(config, model_config, workdir):
@@ -149,9 +150,7 @@ def load_start(config, model_config, workdir):
     except UserError as error:
         raise UserError(f"init_from={config.init_from}: {error}") from None
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    expected = nnx.eval_shape(lambda: ViT(model_config, rngs=nnx.Rngs(0)))
-    expected = nnx.to_pure_dict(nnx.state(expected, nnx.Param))
-    found, expected = map(_shapes, (params, expected))
+    found, expected = map(_shapes, (params, _abstract_params(model_config)))
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise UserError(
@@ -159,6 +158,15 @@ def load_start(config, model_config, workdir):
                 f"{found.get(name)}, not {expected.get(name)}"
             )
     return params
+
+
+def _abstract_params(model_config):
+    """Shapes and dtypes of a model's parameters, as nested dicts."""
+    return jax.eval_shape(
+        lambda: nnx.to_pure_dict(
+            nnx.state(ViT(model_config, rngs=nnx.Rngs(0)), nnx.Param)
+        )
+    )
 
 
 def _shapes(params):

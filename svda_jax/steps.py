@@ -53,6 +53,11 @@ class TrainState:
         """The parameters that are evaluated: the moving average where there is one."""
         return self.params if self.ema is None else self.ema
 
+    def with_params(self, params):
+        """The state with other parameters, their average among them."""
+        ema = None if self.ema is None else jax.tree.map(jnp.copy, params)
+        return dataclasses.replace(self, params=params, ema=ema)
+
 
 def create_graphdef(config):
     """The static part of a `ViT`: `nnx.merge(graphdef, params)` is the model."""

@@ -135,8 +135,7 @@ def train_and_evaluate(config, workdir):
         processes.synchronize("workdir")
         state = TrainState(**restored) if restored else init(init_key)
         if start:
-            params, ema = (parallel.replicate(start, mesh) for _ in range(2))
-            state = dataclasses.replace(state, params=params, ema=state.ema and ema)
+            state = state.with_params(parallel.replicate(start, mesh))
         bar = console.progress_bar(num_steps, step, batch_size, hidden=not primary)
         stack.enter_context(bar)
 

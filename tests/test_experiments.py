@@ -13,15 +13,12 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from experiments import comparison, paper_figures, prune, reproduce, spectrum
-from experiments.comparison import Comparison
+from experiments import comparison, prune, reproduce, spectrum
 from experiments.programs import ROOT, Program
 from svda_jax import runs
-from svda_jax.indicators import INDICATORS
 from svda_jax.prune import choose
 from svda_jax.prune.run import prune_run
 from svda_jax.runs import read_history
-from svda_jax.timing import spread
 
 FIGURES = (
     "figure_1_accuracy",
@@ -249,87 +246,6 @@ def test_results_of_another_config_are_not_overwritten(tmp_path, arguments, copi
     with pytest.raises(SystemExit, match=r"out.digits holds a run with weight_decay"):
         run("--config=configs/digits.py", *argv)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-
-
-def make_history(accuracies, seconds, seed):
-    """A history of two layers and three heads with known indicators."""
-    steps = len(accuracies)
-    rng = np.random.default_rng(seed)
-    return xr.Dataset(
-        {
-            "eval_accuracy": ("step", accuracies),
-            "epoch_seconds": ("step", seconds),
-            "indicators": (
-                ("step", "indicator", "layer", "head"),
-                rng.uniform(size=(steps, 6, 2, 3)),
-            ),
-        },
-        coords={
-            "step": range(steps),
-            "epoch": ("step", np.arange(1.0, steps + 1)),
-            "indicator": list(INDICATORS),
-        },
-    )
-
-
-@pytest.fixture
-def known():
-    """A comparison of three seeds with known numbers; one run failed."""
-    histories = {
-        "softmax": [make_history([0.1, 0.5], [2, 2.0], s) for s in range(3)],
-        "svda": [make_history([0.2, 0.6 + 0.1 * s], [2, 2.2], s) for s in range(2)],
-    }
-    histories["svda"].append(None)
-    return Comparison("known", {}, histories, {}, spread([1.04, 1.05, 1.06]))
-
-
-def test_figures_show_the_histories(known):
-    (ax,) = paper_figures.accuracy([known]).axes
-    softmax, svda = ax.lines
-    np.testing.assert_allclose(softmax.get_ydata(), [10, 50])
-    np.testing.assert_allclose(svda.get_ydata(), [20, 65])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
-        "softmax, 3 seeds",
-        "SVDA, 2 seeds",
-    ]
-    (ax,) = paper_figures.time_per_epoch([known]).axes
-    assert [bar.get_height() for bar in ax.patches] == pytest.approx([2.0, 2.1])
-    assert "+5.0 % for SVDA" in ax.get_title()
-    for over, axis in (("epoch", ("layer", "head")), ("layer", ("head",))):
-        figure = paper_figures.indicators([known], over)
-        titles = [ax.get_title() for ax in figure.axes]
-        assert titles[2] == "(c) effective rank, SVDA"
-        assert titles[3] == "(d) effective rank, softmax"
-        assert titles[-1].startswith("(l) ")
-        chosen = [
-            h["indicators"].sel(indicator="effective_rank").mean(axis)
-            for h in known.histories["softmax"]
-        ]
-        values = np.array([h if over == "epoch" else h[-1] for h in chosen])
-        line = figure.axes[3].lines[0]
-        np.testing.assert_allclose(line.get_ydata(), values.mean(0))
-
-
-@pytest.mark.parametrize(("num_layers", "channels"), [(1, 3), (3, 1)])
-def test_picture_of_attention(num_layers, channels):
-    rng = np.random.default_rng(0)
-    spectrum = rng.normal(size=(num_layers, 2, 5))
-    maps = rng.uniform(size=(3, num_layers, 2, 4, 4))
-    images = rng.integers(0, 256, size=(3, 8, 8, channels)).astype(np.uint8)
-    figure = paper_figures.attention(images, maps, spectrum, ["$a_{$", "b", "c"])
-    columns = 1 + 2 * min(num_layers, 2)
-    bars, last = figure.axes[columns - 1], figure.axes[4 * columns - 1]
-    heights = [bar.get_height() for bar in bars.patches]
-    np.testing.assert_allclose(heights, np.sort(np.abs(spectrum[-1, 1]))[::-1])
-    np.testing.assert_array_equal(last.images[0].get_array(), maps[2, -1, 1])
-
-
-def test_figures_are_the_same_bytes_again(known, tmp_path):
-    for name in ("one", "two"):
-        paper_figures.save(paper_figures.accuracy([known]), tmp_path / name)
-    for ending in ("svg", "png"):
-        first, second = (tmp_path / f"{n}.{ending}" for n in ("one", "two"))
-        assert first.read_bytes() == second.read_bytes()
 
 
 def test_mean_spread_and_paired_difference():

@@ -142,6 +142,11 @@ def count_macs(config):
     return macs + width * config.num_classes
 
 
+def count_parameters(model):
+    """Numbers that a model, or the shape of one, learns."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
 class PatchEmbed(nnx.Module):
     """Cuts images into P x P patches and projects each to D."""
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -12,7 +13,7 @@ from flax import nnx
 
 from svda_jax import UserError, console, datasets, parallel, runs
 from svda_jax.checkpoint import Checkpoints
-from svda_jax.models.vit import count_macs
+from svda_jax.models.vit import count_macs, count_parameters
 from svda_jax.prune import choose, factorise, mask, shrink
 from svda_jax.timing import measure, repeat, spread
 from svda_jax.train import (
@@ -72,17 +73,19 @@ def prune_run(
         config.dataset, "eval", batch_size=config.batch_size, mesh=mesh
     )
     noise_key = create_keys(config.seed, parallel.replicated(mesh))[-1]
+    noise_scale = config.indicators.noise_scale
+
+    @functools.cache  # the original and the masked model are one program
+    def evaluation(graphdef):
+        return create_evaluate(
+            data, graphdef, mesh, key=noise_key, noise_scale=noise_scale
+        )
+
     values = {}
     for name, one in models.items():
         graphdef, params = nnx.split(one, nnx.Param)
-        evaluate = create_evaluate(
-            data,
-            graphdef,
-            mesh,
-            key=noise_key,
-            noise_scale=config.indicators.noise_scale,
-        )
-        values[name] = evaluate(parallel.replicate(nnx.to_pure_dict(params), mesh))
+        params = parallel.replicate(nnx.to_pure_dict(params), mesh)
+        values[name] = evaluation(graphdef)(params)
     pruned = copy.deepcopy(config)
     with pruned.unlocked():
         pruned.model.qk_dim = models["shrunk"].config.qk_dim
@@ -169,7 +172,7 @@ def _page(workdir, rho, keep, models, values, logits, seconds):
     rows = {
         "accuracy (%)": [f"{100 * v['eval_accuracy']:.2f}" for v in values.values()],
         "cross-entropy (nats)": [f"{v['eval_loss']:.4f}" for v in values.values()],
-        "parameters": [f"{_count(model):,}" for model in models.values()],
+        "parameters": [f"{count_parameters(model):,}" for model in models.values()],
         "MACs an image": [f"{count_macs(m.config):,}" for m in models.values()],
     }
     for what, measured in seconds.items():
@@ -199,24 +202,14 @@ def _page(workdir, rho, keep, models, values, logits, seconds):
     return "\n".join(lines) + "\n"
 
 
-def _count(model):
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
 def _write_run(run, config, model, values, out, mesh):
     """The shrunk model as a run that has ended where the original has."""
     _, init, _ = create_training(config, model.config, num_steps=10**6, mesh=mesh)
     state = init(create_keys(config.seed, parallel.replicated(mesh))[0])
-    params, ema = (
-        parallel.replicate(nnx.to_pure_dict(nnx.state(model, nnx.Param)), mesh)
-        for _ in range(2)
-    )
-    state = dataclasses.replace(
-        state,
-        step=parallel.replicate(np.int32(run.step), mesh),
-        params=params,
-        ema=state.ema and ema,
-    )
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    state = state.with_params(parallel.replicate(params, mesh))
+    step = parallel.replicate(np.int32(run.step), mesh)
+    state = dataclasses.replace(state, step=step)
     runs.create_workdir(config, out)
     last = run.history.isel(step=-1)
     history = History(out, last_step=0, attrs=console.describe_devices(mesh))
