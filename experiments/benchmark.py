@@ -32,7 +32,7 @@ from typing import Any
 
 import jax
 
-from svda_jax.huge_pages import use_huge_pages
+from svda_jax.memory import keep_memory
 from svda_jax.timing import Spread
 
 # The module that has a table's function.
@@ -145,6 +145,7 @@ def _ask(connection):
 
 
 def _serve(connection, create, *args):
+    keep_memory(restart=False)
     run = create(*args)
     while connection.recv():
         jax.block_until_ready(run())
@@ -188,5 +189,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    keep_memory()
     main()

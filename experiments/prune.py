@@ -34,7 +34,7 @@ from experiments.comparison import (
 )
 from experiments.paper_figures import save
 from svda_jax import UserError, datasets, parallel, runs
-from svda_jax.huge_pages import use_huge_pages
+from svda_jax.memory import keep_memory
 from svda_jax.models.vit import count_macs, count_parameters
 from svda_jax.prune import choose, factorise, mask, shrink
 from svda_jax.prune.run import finetune, prune_run
@@ -316,5 +316,5 @@ def _page(name, studies, command, epochs):
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    keep_memory()
     main(sys.argv)

@@ -39,7 +39,7 @@ from experiments.comparison import (
 from svda_jax import UserError, datasets, parallel, runs
 from svda_jax.config import vit_config
 from svda_jax.figures import LABELS
-from svda_jax.huge_pages import use_huge_pages
+from svda_jax.memory import keep_memory
 from svda_jax.indicators import INDICATORS
 from svda_jax.maps import attention_maps
 from svda_jax.models.vit import ViT, count_parameters
@@ -253,5 +253,5 @@ def _count_parameters(comparison, variant):
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    keep_memory()
     main(sys.argv)

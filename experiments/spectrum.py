@@ -28,7 +28,7 @@ from experiments.comparison import (
 from experiments.paper_figures import save
 from svda_jax import runs
 from svda_jax.figures import KINDS
-from svda_jax.huge_pages import use_huge_pages
+from svda_jax.memory import keep_memory
 from svda_jax.models.attention import SPECTRUM_STARTS
 
 LABELS = {"ones": "1", "sqrt": "√K", "matched": "K"}
@@ -169,5 +169,5 @@ def _page(comparison, command):
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    keep_memory()
     main(sys.argv)

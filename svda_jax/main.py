@@ -13,8 +13,8 @@ TPU pod or the like tells them of each other, or with --coordinator_address=HOST
 JAX_PROCESS_ID in the environment. When one is lost the others end after
 --heartbeat_seconds, by default 100.
 
-On Linux without an accelerator the program starts itself again with huge pages for its
-memory, which is quicker; --nohuge_pages keeps it from that.
+On Linux without an accelerator the program starts itself again so that it keeps its
+memory from step to step, which is quicker; --nokeep_memory leaves that out.
 """
 
 import difflib
@@ -28,9 +28,9 @@ from ml_collections import config_dict, config_flags
 
 from svda_jax import UserError
 from svda_jax.config import flatten, from_json
-from svda_jax.huge_pages import use_huge_pages
+from svda_jax.memory import keep_memory
 
-_NO_HUGE_PAGES = "--nohuge_pages"
+_NO_KEPT_MEMORY = "--nokeep_memory"
 _ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PROCESSES = (
     "coordinator_address",
@@ -74,7 +74,7 @@ def parse(argv):
     Raises:
       UserError: an argument, or the config file, is not what it should be.
     """
-    path, argv = _take_config([a for a in argv if a != _NO_HUGE_PAGES])
+    path, argv = _take_config([a for a in argv if a != _NO_KEPT_MEMORY])
     config = load_config(path)
     _check_keys(argv, config)
     values = flags.FlagValues()
@@ -151,6 +151,6 @@ def _check_keys(argv, config):
 
 
 if __name__ == "__main__":
-    if _NO_HUGE_PAGES not in sys.argv:
-        use_huge_pages()
+    if _NO_KEPT_MEMORY not in sys.argv:
+        keep_memory()
     main(sys.argv)

@@ -7,10 +7,11 @@ unless the model was made, or pruned, to have less.
 from typing import NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 from flax import nnx
 
+from svda_jax.models.dot_product import dot_product_attention, exponentials
+from svda_jax.models.linear import Linear
 from svda_jax.models.normalization import normalize
 
 # The start c of sigma = c * relative_sigma, as a function of K. For independent
@@ -62,40 +63,8 @@ def attention_weights(query, key, sigma=None, *, scale=None):
 
     Source: arXiv 2602.10994; Vaswani et al. 2017, Eq. 1.
     """
-    exponentials = _exponentials(*_score_operands(query, key, sigma, scale))
-    return exponentials / jnp.sum(exponentials, axis=-1, keepdims=True)
-
-
-def dot_product_attention(query, key, value):
-    """`softmax(q k^T) v` over tokens, without a divisor in the score.
-
-    Args:
-      query: `[B, N, H, K]`.
-      key: `[B, N, H, K]`.
-      value: `[B, N, H, V]`.
-
-    Returns:
-      `[B, N, H, V]` of the dtype of value; scores and softmax are float32.
-
-    cuDNN's fused kernel where there is one for the arguments. Elsewhere the weights are
-    divided by their sum after they have been applied to the values: that saves a pass
-    over `[B, H, N, N]`, and in the gradient a sum over it. Against
-    `jax.nn.dot_product_attention` it takes a tenth off a step of width 64, 49 tokens
-    (two CPU cores, JAX 0.10).
-    """
-    if _has_fused_kernel(query, value):
-        return jax.nn.dot_product_attention(
-            query, key, value, scale=1.0, implementation="cudnn"
-        )
-    exponentials = _exponentials(query, key)
-    totals = jnp.sum(exponentials, axis=-1)  # [B, H, N]
-    out = jnp.einsum(
-        "bhij,bjhk->bihk",
-        exponentials.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    return (out / jnp.moveaxis(totals, 1, 2)[..., None]).astype(value.dtype)
+    weights = exponentials(*_score_operands(query, key, sigma, scale))
+    return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def softmax_attention(query, key, value, *, scale=None):
@@ -112,7 +81,8 @@ def softmax_attention(query, key, value, *, scale=None):
 
     Source: Vaswani et al. 2017, Eq. 1.
     """
-    return dot_product_attention(*_score_operands(query, key, None, scale), value)
+    query, key, sigma = _score_operands(query, key, None, scale)
+    return dot_product_attention(query, key, value, sigma)
 
 
 def svda_attention(query, key, value, sigma, *, scale=None):
@@ -136,7 +106,8 @@ def svda_attention(query, key, value, sigma, *, scale=None):
 
     Source: arXiv 2602.10994.
     """
-    return dot_product_attention(*_score_operands(query, key, sigma, scale), value)
+    query, key, sigma = _score_operands(query, key, sigma, scale)
+    return dot_product_attention(query, key, value, sigma)
 
 
 def orthonormality_penalty(kernel):
@@ -202,10 +173,10 @@ class SoftmaxAttention(nnx.Module):
             "dtype": dtype,
             "rngs": rngs,
         }
-        self.query = nnx.LinearGeneral(width, directions, **options)
-        self.key = nnx.LinearGeneral(width, directions, **options)
-        self.value = nnx.LinearGeneral(width, heads, **options)
-        self.out = nnx.LinearGeneral(heads, width, axis=(-2, -1), **options)
+        self.query = Linear(width, directions, **options)
+        self.key = Linear(width, directions, **options)
+        self.value = Linear(width, heads, **options)
+        self.out = Linear(heads, width, axis=(-2, -1), **options)
 
     def __call__(self, x):
         """Attends over tokens: `[B, N, D]` -> (`[B, N, D]`, its `Trace`)."""
@@ -289,32 +260,11 @@ ATTENTIONS = {"svda": SVDAAttention, "softmax": SoftmaxAttention}
 
 
 def _score_operands(query, key, sigma, scale):
-    """The two `[B, N, H, K]` arrays whose products are the scores."""
+    """Query, key and `[H, K]` float32 sigma whose `q diag(sigma) k^T` is the score."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if sigma is None:
-        return (query.astype(jnp.float32) * scale).astype(query.dtype), key
+        return query, key, jnp.full(query.shape[-2:], scale)
     if sigma.shape != query.shape[-2:]:
         raise ValueError(f"sigma has shape {sigma.shape}, not {query.shape[-2:]}")
     q_hat, k_hat = normalize(query), normalize(key)
-    return (q_hat * (sigma * scale)).astype(query.dtype), k_hat.astype(key.dtype)
-
-
-def _exponentials(query, key):
-    """Weights before they are divided by their sums: `[B, H, N, N]` float32."""
-    scores = jnp.einsum(
-        "bihk,bjhk->bhij", query, key, preferred_element_type=jnp.float32
-    )
-    # Any shift of a row leaves its weights as they are, so none has a gradient.
-    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    return jnp.exp(scores - largest)
-
-
-def _has_fused_kernel(query, value):
-    """Whether cuDNN's flash attention, as JAX wraps it, takes such arrays."""
-    return (
-        query.shape == value.shape
-        and query.dtype in (jnp.bfloat16, jnp.float16)
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 128
-        and "cuda" in jax.extend.backend.get_backend().platform_version
-    )
+    return q_hat.astype(query.dtype), k_hat.astype(key.dtype), sigma * scale

@@ -12,6 +12,7 @@ from flax import nnx
 
 from svda_jax import UserError
 from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
+from svda_jax.models.linear import Linear
 from svda_jax.models.normalization import LayerNorm
 
 POOLS = ("gap", "cls")
@@ -152,7 +153,7 @@ class PatchEmbed(nnx.Module):
 
     def __init__(self, config, *, rngs):
         self.patch_size = config.patch_size
-        self.projection = nnx.Linear(
+        self.projection = Linear(
             config.patch_size**2 * config.channels,
             config.width,
             kernel_init=nnx.initializers.xavier_uniform(),
@@ -182,8 +183,8 @@ class Mlp(nnx.Module):
             "dtype": jnp.dtype(config.dtype),
             "rngs": rngs,
         }
-        self.hidden = nnx.Linear(config.width, config.mlp_dim, **options)
-        self.out = nnx.Linear(config.mlp_dim, config.width, **options)
+        self.hidden = Linear(config.width, config.mlp_dim, **options)
+        self.out = Linear(config.mlp_dim, config.width, **options)
 
     def __call__(self, x):
         """`[B, N, D]` -> `[B, N, D]`."""
@@ -249,7 +250,7 @@ class ViT(nnx.Module):
             Block(config, layer=layer, rngs=rngs) for layer in range(config.depth)
         )
         self.norm = LayerNorm(config.width, rngs=rngs)
-        self.head = nnx.Linear(
+        self.head = Linear(
             config.width,
             config.num_classes,
             kernel_init=nnx.initializers.zeros,

@@ -9,7 +9,7 @@ from absl import logging
 
 from svda_jax import UserError, prune
 from svda_jax.checkpoint import quiet_orbax
-from svda_jax.huge_pages import use_huge_pages
+from svda_jax.memory import keep_memory
 from svda_jax.prune.run import prune_run
 
 
@@ -52,5 +52,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    use_huge_pages()
+    keep_memory()
     main()

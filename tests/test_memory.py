@@ -1,4 +1,4 @@
-"""The program starts itself again with huge pages, where that helps and once."""
+"""The program starts itself again to keep its memory, where that helps and once."""
 
 import os
 import pathlib
@@ -9,12 +9,16 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
+SETTINGS = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=8589934592"
+)
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAM = """
 import os, sys
-from svda_jax.huge_pages import use_huge_pages
+from svda_jax.memory import keep_memory
 print("start", flush=True)
-use_huge_pages()
+keep_memory()
 print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 """
 
@@ -40,18 +44,45 @@ def test_it_starts_once_more_with_the_same_arguments(platforms):
     assert run(PROGRAM, "a b", "--c=d", **platforms) == [
         "start",
         "start",
-        "['a b', '--c=d'] glibc.malloc.hugetlb=1",
+        "['a b', '--c=d'] " + SETTINGS,
     ]
 
 
 def test_other_tunables_stay():
     last = run(PROGRAM, GLIBC_TUNABLES="glibc.malloc.arena_max=2")[-1]
-    assert last == "[] glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
+    assert last == "[] glibc.malloc.arena_max=2:" + SETTINGS
 
 
 def test_the_users_own_setting_stays():
-    said = run(PROGRAM, GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
-    assert said == ["start", "[] glibc.malloc.hugetlb=0"]
+    settings = SETTINGS.replace("hugetlb=1", "hugetlb=0")
+    assert run(PROGRAM, GLIBC_TUNABLES=settings) == ["start", f"[] {settings}"]
+    last = run(PROGRAM, GLIBC_TUNABLES="glibc.malloc.hugetlb=0")[-1]
+    assert sorted(last[3:].split(":")) == sorted(settings.split(":"))
+
+
+def test_a_process_of_another_does_not_start_again():
+    program = PROGRAM.replace("keep_memory()", "keep_memory(restart=False)")
+    assert run(program) == ["start", "[] None"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_of_a_large_computation_stays(kept):
+    """Page faults of a computation whose temporaries take 256 MB, once it is warm."""
+    program = f"""
+import resource
+from svda_jax.memory import keep_memory
+keep_memory() if {kept} else None
+import jax, jax.numpy as jnp
+compute = jax.jit(lambda x: jnp.sort(x[:, ::-1] + 1, axis=0).sum())
+x = jnp.ones((2**13, 2**13))
+for _ in range(3):
+    jax.block_until_ready(compute(x))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+jax.block_until_ready(compute(x))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = int(run(program)[-1])
+    assert faults < 50 if kept else faults > 100
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "tpu,cpu"])
@@ -71,5 +102,5 @@ def test_a_flag_of_the_command_line_keeps_it_off():
         "os.execv = lambda *args: print('starts again') or os._exit(0)\n"
         "runpy.run_module('svda_jax.main', run_name='__main__')"
     )
-    assert "Trains a Vision Transformer." in run(program, "--nohuge_pages", "--help")
+    assert "Trains a Vision Transformer." in run(program, "--nokeep_memory", "--help")
     assert "Trains a Vision Transformer." not in run(program, "--help")
