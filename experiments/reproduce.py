@@ -39,9 +39,9 @@ from experiments.comparison import (
 from svda_jax import UserError, datasets, parallel, runs
 from svda_jax.config import vit_config
 from svda_jax.figures import LABELS
-from svda_jax.memory import keep_memory
 from svda_jax.indicators import INDICATORS
 from svda_jax.maps import attention_maps
+from svda_jax.memory import keep_memory
 from svda_jax.models.vit import ViT, count_parameters
 from svda_jax.report import write_report
 

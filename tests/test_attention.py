@@ -1,7 +1,6 @@
 """SVDA and softmax attention against the float64 loops of reference.py."""
 
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
@@ -66,40 +65,6 @@ def test_fused_path_equals_materialised_weights(qkv, sigma):
     weights = A.attention_weights(qkv[0], qkv[1], sigma)
     out = jnp.einsum("bhij,bjhk->bihk", weights, qkv[2])
     assert_close(A.svda_attention(*qkv, sigma), out)
-
-
-def test_fused_kernel_gets_the_same_scores(qkv, sigma, monkeypatch):
-    attend = jax.nn.dot_product_attention
-
-    def fused(*args, implementation, **options):
-        assert implementation == "cudnn"
-        return attend(*args, **options)
-
-    monkeypatch.setattr(A, "_has_fused_kernel", lambda query, value: True)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", fused)
-    assert_close(A.svda_attention(*qkv, sigma), reference.attention(*qkv, sigma))
-    softmax = reference.attention(*qkv, None)
-    assert_close(A.softmax_attention(*qkv), softmax)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "head_dim", "platform", "expected"),
-    [
-        ("bfloat16", 64, "cuda 13.0", True),
-        ("bfloat16", 64, "cpu", False),
-        ("float32", 64, "cuda 13.0", False),
-        ("bfloat16", 20, "cuda 13.0", False),
-        ("bfloat16", 136, "cuda 13.0", False),
-    ],
-)
-def test_where_the_fused_kernel_is_used(
-    monkeypatch, dtype, head_dim, platform, expected
-):
-    backend = types.SimpleNamespace(platform_version=platform)
-    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
-    query = jnp.zeros((1, 1, 1, head_dim), dtype)
-    assert A._has_fused_kernel(query, query) == expected
-    assert not A._has_fused_kernel(query, jnp.zeros((1, 1, 1, 8), dtype))
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
