@@ -242,8 +242,8 @@ def startup(repeats):
     return Table(
         "Time to the first step",
         "From the command python -m svda_jax.main --config=configs/digits.py to the "
-        "end of the first training step, data prepared, in a process that has huge "
-        "pages already, with an empty and with a warm compile cache. Median and "
+        "end of the first training step, data prepared, without the restart that "
+        "keeps memory, with an empty and with a warm compile cache. Median and "
         f"quartiles of {repeats} starts each.",
         ("compile cache", "seconds"),
         [(cache, spread(values, 1)) for cache, values in seconds.items()],
