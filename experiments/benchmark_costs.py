@@ -207,15 +207,15 @@ def startup(repeats):
     program = (  # the command, which ends at its first step
         "import os, runpy, sys, time, jax\n"
         "from svda_jax import train\n"
-        "create = train.create_timed_step\n"
-        "def create_timed_step(*args, **kwargs):\n"
+        "create = train.create_training\n"
+        "def create_training(*args, **kwargs):\n"
         "    schedule, init, step = create(*args, **kwargs)\n"
         "    def first(*args):\n"
         "        jax.block_until_ready(step(*args))\n"
         "        print('first step at', time.time(), flush=True)\n"
         "        os._exit(0)\n"
         "    return schedule, init, first\n"
-        "train.create_timed_step = create_timed_step\n"
+        "train.create_training = create_training\n"
         "runpy.run_module('svda_jax.main', run_name='__main__')\n"
     )
     flags = ["--config=configs/digits.py"]

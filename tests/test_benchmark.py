@@ -52,6 +52,12 @@ def test_every_table_has_its_function():
         assert module == "input" or callable(getattr(modules[module], table))
 
 
+@pytest.mark.slow
+def test_the_table_startup_sees_the_first_step():
+    rows = dict(benchmark_costs.startup(1).rows)
+    assert 0 < rows["warm"].median < rows["empty"].median
+
+
 def tiny(**changes):
     sizes = {"image_size": 4, "patch_size": 2, "width": 6, "num_heads": 3, "depth": 2}
     return benchmark_speed.create_config(**{**sizes, "mlp_dim": 5, **changes})
