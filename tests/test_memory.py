@@ -68,23 +68,30 @@ def test_a_process_of_another_does_not_start_again():
 def test_memory_of_a_large_computation_stays():
     """Page faults of a warm computation whose temporaries take 256 MB."""
     program = """
-import resource
+import resource, statistics
 from svda_jax.memory import keep_memory
 keep_memory()
 import jax, jax.numpy as jnp
-compute = jax.jit(lambda x: jnp.exp(x @ x.T).sum())
-x = jnp.ones((2**13, 8))
-for _ in range(4):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def count_faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def multiply(x):
+    return jax.lax.fori_loop(0, 3, lambda i, y: x * y + i, jnp.ones(2**26)).sum()
+
+compute, x, faults = jax.jit(multiply), jnp.ones(()), []
+for _ in range(8):
+    before = count_faults()
     jax.block_until_ready(compute(x))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(count_faults() - before)
+print(statistics.median(faults))
 """
     without = program.replace("\nkeep_memory()", "")
     small_pages = "glibc.malloc.hugetlb=0"  # so that each counts
     kept, given_back = (
-        int(run(one, GLIBC_TUNABLES=small_pages)[-1]) for one in (program, without)
+        float(run(one, GLIBC_TUNABLES=small_pages)[-1]) for one in (program, without)
     )
-    assert 1.3 * kept < given_back
+    assert 10 * kept < given_back
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "tpu,cpu"])
