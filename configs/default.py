@@ -43,6 +43,13 @@ def get_config():
     # Epochs from one evaluation to the next; one also comes at the end of the run.
     config.eval_every_epochs = 1
 
+    # Steps from one entry of the training step (loss, gradient norm, learning rate,
+    # images/s) in TensorBoard to the next; 0 is never.
+    config.log_every_steps = 50
+    # Epochs from one set of pictures in TensorBoard to the next, 0 is never; one also
+    # comes at the end of the run.
+    config.pictures_every_epochs = 0
+
     # Whether compiled programs are kept in ~/.cache/svda_jax, for a quicker next start.
     config.compile_cache = True
     # Whether a profile of ten steps is written into the run's folder, for xprof.

@@ -3,7 +3,7 @@
 Model: 21.7 M parameters.
 Recipe: DeiT's (Touvron et al. 2021, arXiv 2012.12877) without repeated augmentation.
 Data: about 126,000 images to train on, 5,000 to evaluate. Either a folder, imported by
-    python -m svda_jax.datasets.prepare imagenet100 --from DIR
+    python -m svda_jax prepare imagenet100 --from DIR
 or TFDS's imagenet2012 and a file with the WordNet ids of the classes, one a line (there
 are several such lists, so none comes with this program):
     --config.dataset.name=imagenet2012 --config.dataset.class_list=FILE

@@ -32,6 +32,8 @@ _RULES = {
             "spectrum_lr_scale",
             "orthonormality_weight",
             "max_skipped_in_a_row",
+            "log_every_steps",
+            "pictures_every_epochs",
             "checkpoint.every_epochs",
             "checkpoint.every_steps",
             "checkpoint.every_minutes",

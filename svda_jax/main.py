@@ -28,7 +28,7 @@ from ml_collections import config_dict, config_flags
 
 from svda_jax import UserError
 from svda_jax.config import flatten, from_json
-from svda_jax.memory import keep_memory
+from svda_jax.devices.memory import keep_memory
 
 _NO_KEPT_MEMORY = "--nokeep_memory"
 _ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -48,9 +48,11 @@ def main(argv):
         return
     try:
         config, workdir, processes = parse(argv)
-        from svda_jax.checkpoint import quiet_orbax  # seconds, for a good line only
-        from svda_jax.processes import initialize
-        from svda_jax.train import train_and_evaluate
+        from svda_jax.devices.processes import initialize
+        from svda_jax.run.checkpoints import (
+            quiet_orbax,  # seconds, for a good line only
+        )
+        from svda_jax.train.loop import train_and_evaluate
 
         quiet_orbax()
         initialize(**processes)

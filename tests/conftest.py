@@ -34,9 +34,9 @@ from PIL import Image
 from selenium import webdriver
 
 from configs import digits
-from svda_jax import parallel
-from svda_jax.datasets import open_builder
-from svda_jax.datasets.splits import Split
+from svda_jax.data.datasets import open_builder
+from svda_jax.data.splits import Split
+from svda_jax.devices import parallel
 from svda_jax.models.vit import ViTConfig
 
 

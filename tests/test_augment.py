@@ -7,13 +7,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from svda_jax.datasets.augment import (
+from svda_jax.data.augment import (
     create_augment,
     cutmix_share,
     mix_pairs,
     mixup_share,
 )
-from svda_jax.datasets.transforms import OPERATIONS, apply_operation
+from svda_jax.data.transforms import OPERATIONS, apply_operation
 
 S, C, NUM_KEYS = 5, 3, 400
 

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from experiments import (
-    benchmark,
-    benchmark_costs,
-    benchmark_peers,
-    benchmark_scaling,
-    benchmark_speed,
-)
-from svda_jax import timing
+from experiments.benchmarks import __main__ as benchmark
+from experiments.benchmarks import costs as benchmark_costs
+from experiments.benchmarks import peers as benchmark_peers
+from experiments.benchmarks import scaling as benchmark_scaling
+from experiments.benchmarks import speed as benchmark_speed
+from svda_jax.devices import timing
 from svda_jax.models.vit import ViT
 
 

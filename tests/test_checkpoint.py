@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.programs import damage
-from svda_jax import UserError, checkpoint
-from svda_jax.checkpoint import Checkpoints
+from experiments.faults.programs import damage
+from svda_jax import UserError
+from svda_jax.run import checkpoints as checkpoint
+from svda_jax.run.checkpoints import Checkpoints
 
 # What is left of Orbax's reads that failed complains when it is deleted. On the screen
 # that is kept from a user; pytest has a hook of its own.

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from svda_jax.compile_cache import use_compile_cache
+from svda_jax.devices.compile_cache import use_compile_cache
 
 
 @pytest.fixture

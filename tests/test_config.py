@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svda_jax import UserError, parallel
+from svda_jax import UserError
 from svda_jax.config import validate
+from svda_jax.devices import parallel
 from svda_jax.main import load_config
 from svda_jax.models.vit import ViT
-from svda_jax.train import create_training
+from svda_jax.train.loop import create_training
 
 CONFIGS = sorted(
     path

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from svda_jax import main, runs, train
+from svda_jax import main
 from svda_jax.config import flatten
+from svda_jax.run import runs
+from svda_jax.train import loop as train
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = main.load_config(ROOT / "configs/digits.py")

@@ -14,9 +14,11 @@ import pytest
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
-from svda_jax import UserError, datasets, parallel
-from svda_jax.datasets import idx, prepare
-from svda_jax.datasets.idx import FashionMnist, read_idx
+from svda_jax import UserError
+from svda_jax.data import datasets
+from svda_jax.data.datasets import idx, prepare
+from svda_jax.data.fashion_mnist import FashionMnist, read_idx
+from svda_jax.devices import parallel
 
 
 @pytest.fixture

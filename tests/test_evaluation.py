@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svda_jax import indicators as I
-from svda_jax import parallel, steps
-from svda_jax.datasets.in_memory import Examples, InMemory
+from svda_jax.data.in_memory import Examples, InMemory
+from svda_jax.devices import parallel
+from svda_jax.models import indicators as I
 from svda_jax.models.vit import ViT
-from svda_jax.train import create_evaluate
+from svda_jax.train import steps
+from svda_jax.train.loop import create_evaluate
 
 
 def assert_close(actual, expected):

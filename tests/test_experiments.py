@@ -13,12 +13,13 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from experiments import comparison, prune, reproduce, spectrum
-from experiments.programs import ROOT, Program
-from svda_jax import runs
-from svda_jax.prune import choose
+from experiments.faults.programs import ROOT, Program
+from experiments.paper import __main__ as reproduce
+from experiments.paper import comparison, prune, spectrum
+from svda_jax.prune.model import choose
 from svda_jax.prune.run import prune_run
-from svda_jax.runs import read_history
+from svda_jax.run import runs
+from svda_jax.run.runs import read_history
 
 FIGURES = (
     "figure_1_accuracy",
@@ -155,7 +156,7 @@ def test_data_sets_share_figures_and_finished_runs_stay(
 
 def test_killed_comparison_goes_on_to_the_same_end(tmp_path, arguments):
     argv = ["--config=configs/digits.py", *arguments("--seeds=1", num_epochs=6)]
-    command = [sys.executable, "-m", "experiments.reproduce", *argv]
+    command = [sys.executable, "-m", "experiments.paper", *argv]
     options = {"cwd": ROOT, "env": Program(tmp_path).environment, "text": True}
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     program = subprocess.Popen(command, **options)

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from experiments.programs import (
+from experiments.faults.programs import (
     Program,
     assert_same_run,
     fill_disk,
@@ -17,7 +17,7 @@ from experiments.programs import (
     read_until,
     remove_folder,
 )
-from svda_jax import runs
+from svda_jax.run import runs
 
 
 @pytest.fixture(scope="module")

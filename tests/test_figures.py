@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from svda_jax import figures
-from svda_jax.indicators import INDICATORS
+from svda_jax.look import figures
+from svda_jax.models.indicators import INDICATORS
 
 
 def make_history(rng, num_steps=4, num_layers=3, num_heads=2):

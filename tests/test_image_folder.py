@@ -10,9 +10,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from svda_jax import UserError
-from svda_jax.datasets import prepare
-from svda_jax.datasets.image_folder import find_images
-from svda_jax.datasets.images import decode
+from svda_jax.data.datasets import prepare
+from svda_jax.data.image_folder import find_images
+from svda_jax.data.images import decode
 
 
 def write_images(folder, classes, num_images=2, size=(9, 7), seed=0):

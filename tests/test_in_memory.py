@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from svda_jax import UserError, parallel
-from svda_jax.datasets.in_memory import Examples, InMemory, decode_split
+from svda_jax import UserError
+from svda_jax.data.in_memory import Examples, InMemory, decode_split
+from svda_jax.devices import parallel
 
 NUM_IMAGES, BATCH_SIZE = 23, 8
 

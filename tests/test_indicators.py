@@ -9,7 +9,7 @@ import pytest
 import reference
 from hypothesis import strategies
 
-from svda_jax import indicators as I
+from svda_jax.models import indicators as I
 from svda_jax.models.attention import Trace, singular_values
 
 B, N, H, K = 3, 7, 2, 5

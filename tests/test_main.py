@@ -129,7 +129,7 @@ def test_first_run_in_an_empty_folder(tmp_path):
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
 def test_digits_reach_94_percent(tmp_path, attention):
     """One seed; experiments/results has the mean over three and its spread."""
-    from svda_jax.runs import read_history
+    from svda_jax.run.runs import read_history
 
     workdir = tmp_path / "run"
     done = run(DIGITS, f"--config.model.attention={attention}", f"--workdir={workdir}")

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import reference
 
-from svda_jax import maps, steps
+from svda_jax.look import maps
 from svda_jax.models.attention import Trace
+from svda_jax.train import steps
 
 B, H, K, L, G = 2, 3, 5, 3, 3
 

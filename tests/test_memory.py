@@ -16,7 +16,7 @@ SETTINGS = (
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAM = """
 import os, sys
-from svda_jax.memory import keep_memory
+from svda_jax.devices.memory import keep_memory
 print("start", flush=True)
 keep_memory()
 print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
@@ -69,7 +69,7 @@ def test_memory_of_a_large_computation_stays():
     """Page faults of a warm computation whose temporaries take 256 MB."""
     program = """
 import resource, statistics
-from svda_jax.memory import keep_memory
+from svda_jax.devices.memory import keep_memory
 keep_memory()
 import jax, jax.numpy as jnp
 

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from experiments.programs import ROOT
+from experiments.faults.programs import ROOT
 
 NOTEBOOK = ROOT / "experiments" / "svda_colab.ipynb"
 

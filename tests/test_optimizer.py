@@ -6,7 +6,7 @@ import optax
 import pytest
 import reference
 
-from svda_jax.optimizer import create_optimizer, create_schedule
+from svda_jax.train.optimizer import create_optimizer, create_schedule
 
 
 def test_schedule_warms_up_and_decays_along_a_cosine():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from experiments import paper_figures
-from experiments.comparison import Comparison
-from svda_jax.indicators import INDICATORS
-from svda_jax.timing import spread
+from experiments.paper import figures as paper_figures
+from experiments.paper.comparison import Comparison
+from svda_jax.devices.timing import spread
+from svda_jax.models.indicators import INDICATORS
 
 
 def make_history(accuracies, seconds, seed):

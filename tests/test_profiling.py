@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from svda_jax import profiling, train
+from svda_jax.train import loop as train
+from svda_jax.train import profile as profiling
 
 
 @pytest.fixture

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svda_jax import UserError, main, processes, runs
-from svda_jax.indicators import retained_rank
+from svda_jax import UserError, main
+from svda_jax.devices import processes
+from svda_jax.look.report import write_report
+from svda_jax.models.indicators import retained_rank
 from svda_jax.models.vit import ViT, count_macs
-from svda_jax.prune import __main__ as program
-from svda_jax.prune import choose, factorise, mask, shrink
+from svda_jax.prune.model import __main__ as program
+from svda_jax.prune.model import choose, factorise, mask, shrink
 from svda_jax.prune.run import prune_run
-from svda_jax.report import write_report
-from svda_jax.train import train_and_evaluate
+from svda_jax.run import runs
+from svda_jax.train.loop import train_and_evaluate
 
 L, H, K = 2, 3, 5
 

@@ -4,11 +4,13 @@ import json
 import shutil
 
 import pytest
-
-from svda_jax import UserError, report, runs
-from svda_jax.report import write_report
 from svda_jax.report.__main__ import main
-from svda_jax.train import train_and_evaluate
+
+from svda_jax import UserError
+from svda_jax.look import report
+from svda_jax.look.report import write_report
+from svda_jax.run import runs
+from svda_jax.train.loop import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("two_devices")
 

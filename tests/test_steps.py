@@ -11,8 +11,9 @@ import pytest
 import reference
 from flax import nnx
 
-from svda_jax import parallel, steps
-from svda_jax.optimizer import create_optimizer
+from svda_jax.devices import parallel
+from svda_jax.train import steps
+from svda_jax.train.optimizer import create_optimizer
 
 B = 16
 

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svda_jax import UserError, parallel, runs
-from svda_jax.datasets import prepare, streaming
-from svda_jax.datasets.streaming import Streaming
-from svda_jax.train import train_and_evaluate
+from svda_jax import UserError
+from svda_jax.data.datasets import prepare, streaming
+from svda_jax.data.streaming import Streaming
+from svda_jax.devices import parallel
+from svda_jax.run import runs
+from svda_jax.train.loop import train_and_evaluate
 
 NUM_IMAGES, BATCH_SIZE = 23, 8
 

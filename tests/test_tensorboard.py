@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from svda_jax.train import train_and_evaluate
+from svda_jax.train.loop import train_and_evaluate
 
 pytestmark = pytest.mark.usefixtures("two_devices")
 

@@ -11,11 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from svda_jax import UserError, datasets, parallel, runs, train
-from svda_jax.checkpoint import Checkpoints
+from svda_jax import UserError
 from svda_jax.config import validate, vit_config
-from svda_jax.runs import read_history
-from svda_jax.train import train_and_evaluate
+from svda_jax.data import datasets
+from svda_jax.devices import parallel
+from svda_jax.run import runs
+from svda_jax.run.checkpoints import Checkpoints
+from svda_jax.run.runs import read_history
+from svda_jax.train import loop as train
+from svda_jax.train.loop import train_and_evaluate
 
 OPTIONS = {
     "num_epochs": 3,

@@ -6,8 +6,8 @@ import pytest
 import scipy.ndimage
 from PIL import Image, ImageEnhance, ImageOps
 
-from svda_jax.datasets import transforms
-from svda_jax.datasets.transforms import (
+from svda_jax.data.datasets import transforms
+from svda_jax.data.transforms import (
     OPERATIONS,
     apply_operation,
     rand_augment,

@@ -6,9 +6,9 @@ import xarray as xr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from svda_jax import UserError
-from svda_jax.indicators import INDICATORS
-from svda_jax.runs import read_history
-from svda_jax.writers import SCALARS, VARIABLES, EventWriter, History
+from svda_jax.models.indicators import INDICATORS
+from svda_jax.run.history import SCALARS, VARIABLES, EventWriter, History
+from svda_jax.run.runs import read_history
 
 L, H, K = 2, 3, 5
 

@@ -125,6 +125,12 @@ class ViTConfig:
         return self.image_size // self.patch_size
 
 
+def create_graphdef(config):
+    """The static part of a `ViT`: `nnx.merge(graphdef, params)` is the model."""
+    model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param)[0]
+
+
 def count_macs(config):
     """Multiply-accumulate operations of an image's forward pass, of matrix products.
 

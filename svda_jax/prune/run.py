@@ -1,29 +1,39 @@
 """Pruning a run: what it costs and what it buys, and the run that comes of it."""
 
+import argparse
 import copy
 import dataclasses
 import functools
 import json
 import pathlib
+import shlex
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from flax import nnx
 
-from svda_jax import UserError, console, datasets, parallel, runs
-from svda_jax.checkpoint import Checkpoints
+from svda_jax import UserError
+from svda_jax.data import datasets
+from svda_jax.devices import parallel
+from svda_jax.devices.timing import measure, repeat, spread
+from svda_jax.look.predict import predict
 from svda_jax.models.vit import count_macs, count_parameters
-from svda_jax.prune import choose, factorise, mask, shrink
-from svda_jax.timing import measure, repeat, spread
-from svda_jax.train import (
+from svda_jax.prune import model as pruning
+from svda_jax.prune.model import choose, factorise, mask, shrink
+from svda_jax.run import console, runs
+from svda_jax.run.checkpoints import Checkpoints, quiet_orbax
+from svda_jax.run.events import EventWriter
+from svda_jax.run.history import History
+from svda_jax.train.compiled import (
     create_evaluate,
     create_keys,
     create_timed_step,
     create_training,
-    train_and_evaluate,
 )
-from svda_jax.writers import EventWriter, History
+from svda_jax.train.loop import train_and_evaluate
 
 
 def prune_run(
@@ -72,7 +82,7 @@ def prune_run(
     data = datasets.load(
         config.dataset, "eval", batch_size=config.batch_size, mesh=mesh
     )
-    noise_key = create_keys(config.seed, parallel.replicated(mesh))[-1]
+    noise_key = create_keys(config.seed, parallel.replicated(mesh)).noise
     noise_scale = config.indicators.noise_scale
 
     @functools.cache  # the original and the masked model are one program
@@ -89,7 +99,7 @@ def prune_run(
     pruned = copy.deepcopy(config)
     with pruned.unlocked():
         pruned.model.qk_dim = models["shrunk"].config.qk_dim
-    logits = {name: runs.predict(one, data)[0] for name, one in models.items()}
+    logits = {name: predict(one, data)[0] for name, one in models.items()}
     seconds = _measure(config, pruned, models, mesh, repeats)
     text = _page(workdir, rho, keep, models, values, logits, seconds)
     _write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh)
@@ -204,8 +214,8 @@ def _page(workdir, rho, keep, models, values, logits, seconds):
 
 def _write_run(run, config, model, values, out, mesh):
     """The shrunk model as a run that has ended where the original has."""
-    _, init, _ = create_training(config, model.config, num_steps=10**6, mesh=mesh)
-    state = init(create_keys(config.seed, parallel.replicated(mesh))[0])
+    init, _ = create_training(config, model.config, num_steps=10**6, mesh=mesh)
+    state = init(create_keys(config.seed, parallel.replicated(mesh)).init)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     state = state.with_params(parallel.replicate(params, mesh))
     step = parallel.replicate(np.int32(run.step), mesh)
@@ -218,3 +228,41 @@ def _write_run(run, config, model, values, out, mesh):
         events.write(run.step, values)
     with Checkpoints(runs.checkpoints_path(out)) as checkpoints:
         checkpoints.save(run.step, vars(state))
+
+
+def main(argv=None):
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svda_jax prune",
+        description=pruning.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, help="the run's folder")
+    parser.add_argument("--rho", type=float, default=0.9, help="share kept of energy")
+    parser.add_argument("--out", help="folder of the new run")
+    parser.add_argument("--multiple", type=int, default=1, help="round widths up to")
+    parser.add_argument(
+        "--low_rank", action="store_true", help="prune softmax attention, by its SVD"
+    )
+    parser.add_argument("--finetune_epochs", type=int, default=0)
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
+    quiet_orbax()
+    workdir = pathlib.Path(args.workdir)
+    out = args.out or workdir.with_name(f"{workdir.name}-pruned-{args.rho:g}")
+    try:
+        text = prune_run(
+            workdir,
+            out,
+            rho=args.rho,
+            multiple=args.multiple,
+            low_rank=args.low_rank,
+            finetune_epochs=args.finetune_epochs,
+        )
+    except (UserError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    print(f"\n{text}\nThe shrunk model is the run {out}. Train it further with")
+    options = ["python", "-m", "svda_jax.main", f"--config={out}/config.json"]
+    options += [f"--config.init_from={out}", "--config.num_epochs=10"]
+    print("  " + shlex.join([*options, f"--workdir={out}-finetuned"]))

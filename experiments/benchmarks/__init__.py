@@ -1,0 +1,1 @@
+"""Measurements of cost, a table a command."""

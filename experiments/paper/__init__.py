@@ -1,0 +1,1 @@
+"""The paper's comparison, its studies and figures."""

@@ -1,0 +1,260 @@
+"""Trains SVDA and softmax attention over seeds and writes down what came out.
+
+    python -m experiments.paper --config=configs/digits.py --seeds=3
+
+Several --config compare on several data sets and draw them into shared figures too;
+options of the config follow as for svda_jax.main and hold for all of them. --controls
+also trains what tells the parts of SVDA from each other.
+
+Runs lie under --runs, by default runs/; those that are finished are not trained again,
+those that were stopped go on. The results go to <config>/ under --out, by default
+experiments/results.
+"""
+
+import importlib.metadata
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+from flax import nnx
+
+from experiments.benchmarks.__main__ import describe_machine
+from experiments.paper import figures as paper_figures
+from experiments.paper.comparison import (
+    ATTENTIONS,
+    configure,
+    create_parser,
+    mean_and_interval,
+    mean_and_spread,
+    measure_overhead,
+    progress,
+    read_configs,
+    run_command,
+    train,
+    writing,
+)
+from svda_jax import UserError
+from svda_jax.config import vit_config
+from svda_jax.data import datasets
+from svda_jax.devices import parallel
+from svda_jax.devices.memory import keep_memory
+from svda_jax.look.figures import LABELS
+from svda_jax.look.maps import attention_maps
+from svda_jax.look.report import write_report
+from svda_jax.models.indicators import INDICATORS
+from svda_jax.models.vit import ViT, count_parameters
+from svda_jax.run import runs
+
+# Each differs from SVDA in one option.
+CONTROLS = {
+    "svda-frozen": {"model.attention": "svda", "spectrum_lr_scale": 0.0},
+    "svda-ones": {"model.attention": "svda", "model.spectrum_init": "ones"},
+    "svda-penalty": {"model.attention": "svda", "orthonormality_weight": 0.1},
+}
+CONTROL_NAMES = {
+    "svda": "SVDA",
+    "svda-frozen": "sigma stays at its start, K: cosine attention "
+    "(`spectrum_lr_scale=0`)",
+    "svda-ones": "sigma starts at 1 (`model.spectrum_init=ones`)",
+    "svda-penalty": "orthonormality penalty on (`orthonormality_weight=0.1`)",
+}
+NUM_PICTURED = 3
+
+
+def main(argv):
+    """Runs the command line."""
+    parser = create_parser("reproduce", __doc__)
+    parser.add_argument(
+        "--config", action="append", default=[], help="may be given several times"
+    )
+    parser.add_argument("--controls", action="store_true", help="train these as well")
+    if failed := run_command(parser, argv, reproduce):
+        sys.exit(f"error: {failed} runs failed; the results say which")
+
+
+def reproduce(args, rest, command):
+    """All that the command line asks for; the number of runs that failed."""
+    if not args.config:
+        raise UserError("which config? For a start: --config=configs/digits.py")
+    out = pathlib.Path(args.out)
+    names = read_configs(args.config, rest)
+    for path, name in zip(args.config, names, strict=True):
+        runs.check_workdir(configure(path, rest, ATTENTIONS["svda"], 0), out / name)
+    variants = ATTENTIONS | (CONTROLS if args.controls else {})
+    say = progress(len(names) * len(variants) * args.seeds)
+    comparisons = []
+    for path in args.config:
+        comparison = train(
+            path, rest, variants, num_seeds=args.seeds, folder=args.runs, say=say
+        )
+        comparison.overhead = measure_overhead(path, rest)
+        write_results(comparison, out / comparison.name, command)
+        print(f"\nresults are in {out / comparison.name}")
+        comparisons.append(comparison)
+    if len(comparisons) > 1:
+        paper_figures.draw(comparisons, out)
+        print(f"figures of all data sets are in {out}")
+    return sum(len(comparison.failures) for comparison in comparisons)
+
+
+def write_results(comparison, out, command):
+    """Writes the tables, the figures, the histories and a report of the runs.
+
+    Args:
+      comparison: from `train`.
+      out: folder for the results; what is in it is replaced.
+      command: that makes them again.
+
+    Raises:
+      UserError: out cannot be written.
+    """
+    with writing(out):
+        for path in out.glob(f"{comparison.name}-*.nc"):
+            path.unlink()
+        comparison.copy_histories(out)
+        first = comparison.workdirs["svda"][0]
+        shutil.copyfile(runs.config_path(first), out / "config.json")
+        paper_figures.draw([comparison], out)
+        if comparison.histories["svda"][0] is not None:
+            paper_figures.save(_attention(first), out / "figure_attention")
+        finished = [
+            comparison.workdirs[variant][0]
+            for variant in ("svda", "softmax")
+            if comparison.histories[variant][0] is not None
+        ]
+        if finished:
+            compare = finished[1] if len(finished) > 1 else None
+            write_report(finished[0], compare=compare, out=out / "report.html")
+        page = "\n".join([*_head(comparison, command), "", *_tables(comparison)])
+        (out / "README.md").write_text(page + "\n")
+
+
+def _attention(workdir):
+    """The picture of a run's attention over the first images of its evaluation."""
+    run = runs.load(workdir)
+    mesh = parallel.create_mesh(jax.local_devices()[:1])
+    data = datasets.load(run.config.dataset, "eval", batch_size=NUM_PICTURED, mesh=mesh)
+    images, labels = data.get(range(NUM_PICTURED))
+    _, traces = run.model(images)
+    return paper_figures.attention(
+        images,
+        np.asarray(attention_maps(traces, run.model.config)),
+        np.stack([trace.spectrum for trace in traces]),
+        [data.class_names[label] for label in labels],
+    )
+
+
+def _head(comparison, command):
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    versions = ", ".join(
+        f"{p} {importlib.metadata.version(p)}" for p in ("optax", "orbax-checkpoint")
+    )
+    seeds = len(comparison.workdirs["svda"])
+    lines = [
+        f"# {comparison.name}",
+        "",
+        f"Written at commit {commit or 'unknown'}. {describe_machine()} {versions}.",
+        "",
+        f"    {command}",
+        "",
+        f"Mean and standard deviation over seeds 0 to {seeds - 1}, of the last "
+        "evaluation of each run; differences are paired by seed, with their 95 % "
+        "confidence interval (Student's t). Indicators are means over layers and "
+        "heads. Seconds are of training alone, without evaluation and compilation, and "
+        "show what else the machine did; the times of a step were taken in turn (30 "
+        "pairs, median and quartiles). "
+        "`report.html` shows the runs of seed 0 side by side; the `.nc` files are the "
+        "histories, the `.svg` files the figures for print.",
+    ]
+    for workdir, message in comparison.failures.items():
+        lines += ["", f"**{workdir.name} failed** and is in no mean: {message}."]
+    for name, meaning in (
+        ("figure_1_accuracy", "accuracy over epochs"),
+        ("figure_2_time", "time of an epoch"),
+        ("figure_3_indicators_by_epoch", "the six indicators over epochs"),
+        ("figure_4_indicators_by_layer", "the six indicators over layers"),
+        ("figure_attention", "attention maps of SVDA, seed 0, and their spectra"),
+    ):
+        lines += ["", f"![{meaning}]({name}.png)"]
+    return lines
+
+
+def _tables(comparison):
+    """The Markdown tables, line by line."""
+    quantities = {
+        "accuracy (%)": lambda h: 100 * h["eval_accuracy"][-1],
+        "cross-entropy (nats)": lambda h: h["eval_loss"][-1],
+        "seconds an epoch": paper_figures.epoch_seconds,
+        **{
+            LABELS[name][0]: lambda h, name=name: (
+                h["indicators"].sel(indicator=name)[-1].mean()
+            )
+            for name in INDICATORS
+        },
+        "retained rank (90 % of energy)": lambda h: h["retained_rank"][-1].mean(),
+        "orthonormality penalty": lambda h: h["orthonormality"][-1],
+    }
+    lines = ["| | softmax | SVDA | SVDA - softmax |", "|---|---|---|---|"]
+    softmax, svda = (_count_parameters(comparison, v) for v in ATTENTIONS)
+    lines.append(f"| parameters | {softmax:,} | {svda:,} | {svda - softmax:,} |")
+    for name, read in quantities.items():
+        values = [comparison.values(variant, read) for variant in ATTENTIONS]
+        cells = [mean_and_spread(one) for one in values]
+        difference = mean_and_interval(values[1] - values[0])
+        lines.append(f"| {name} | {' | '.join(cells)} | {difference} |")
+    lines.append(f"| time of a step over softmax's | 1 | {comparison.overhead} | |")
+    variants = list(comparison.workdirs)
+    lines += ["", "Accuracy of every run:", "", f"| seed | {' | '.join(variants)} |"]
+    lines.append("|---" * (1 + len(variants)) + "|")
+    for seed in range(len(comparison.workdirs["svda"])):
+        cells = [_outcome(comparison.histories[v][seed]) for v in variants]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    if len(variants) > len(ATTENTIONS):
+        lines += _controls(comparison, quantities)
+    return lines
+
+
+def _controls(comparison, quantities):
+    """The table of `CONTROLS`, each against SVDA."""
+    names = ("accuracy (%)", "effective rank", "angular alignment")
+    names += ("selectivity index", "orthonormality penalty")
+    lines = ["", "Controls, each of which differs from SVDA in one option:", ""]
+    lines.append(f"| | accuracy - SVDA's | {' | '.join(names)} |")
+    lines.append("|---" * (2 + len(names)) + "|")
+    accuracy = quantities["accuracy (%)"]
+    for variant, name in CONTROL_NAMES.items():
+        difference = comparison.values(variant, accuracy)
+        difference = difference - comparison.values("svda", accuracy)
+        cells = [
+            "" if variant == "svda" else mean_and_interval(difference),
+            *(
+                mean_and_spread(comparison.values(variant, quantities[n]))
+                for n in names
+            ),
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _outcome(history):
+    if history is None:
+        return "failed"
+    return f"{100 * float(history['eval_accuracy'][-1]):.2f} %"
+
+
+def _count_parameters(comparison, variant):
+    """Parameters of the model of the first run; its config says what it is."""
+    config = runs.load_config(comparison.workdirs[variant][0])
+    return count_parameters(
+        nnx.eval_shape(lambda: ViT(vit_config(config), rngs=nnx.Rngs(0)))
+    )
+
+
+if __name__ == "__main__":
+    keep_memory()
+    main(sys.argv)

@@ -1,0 +1,1 @@
+"""Data sets: splits, decoding, batches, importers, augmentation."""

@@ -1,0 +1,158 @@
+"""What a data set is here: a TFDS data set of images with labels.
+
+Data sets are read through TFDS's random-access data sources, which need no TensorFlow,
+and decoded by us (`images`). Those that fit lie on the device (`in_memory`), the others
+stream (`streaming`); both have one interface.
+"""
+
+import contextlib
+import importlib.util
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import requests
+import tensorflow_datasets as tfds
+
+import svda_jax
+from svda_jax import UserError
+from svda_jax.data.digits import Digits
+from svda_jax.data.fashion_mnist import FashionMnist
+from svda_jax.data.in_memory import InMemory, decode_split
+from svda_jax.data.splits import open_split
+from svda_jax.data.streaming import Streaming
+
+# Our own builders, by data set. They prepare without TensorFlow.
+BUILDERS = {"digits": Digits, "fashion_mnist": FashionMnist}
+
+
+def load(config, kind, *, batch_size, mesh, obtain=True):
+    """The split that a run trains on, or the one that it evaluates.
+
+    Args:
+      config: the `dataset` section of a config.
+      kind: "train" or "eval".
+      batch_size: of all devices together; a multiple of their number.
+      mesh: from `parallel.create_mesh`.
+      obtain: whether to prepare a data set that is not on disk: "digits" from
+        scikit-learn, others by download.
+
+    Returns:
+      An `InMemory` or a `Streaming`.
+
+    Raises:
+      UserError: the data set is unknown, or missing and cannot be had, has no such
+        split, or its images and classes are not what the config says.
+    """
+    builder = open_builder(config.name, config.data_dir, obtain=obtain)
+    split = open_split(builder, config, kind)
+    if config.streaming:
+        return Streaming(split, config, batch_size=batch_size, mesh=mesh)
+    return InMemory(decode_split(split, config), batch_size=batch_size, mesh=mesh)
+
+
+def open_builder(name, data_dir="", *, obtain=True):
+    """A TFDS builder whose data is on disk.
+
+    Args:
+      name: of the data set, as TFDS knows it or a key of `BUILDERS`.
+      data_dir: the folder that TFDS keeps data sets in; "" is TFDS's default.
+      obtain: whether to prepare a data set that is not on disk.
+
+    Raises:
+      UserError: the data set is unknown, or missing and cannot be had.
+    """
+    builder = create_builder(name, data_dir)
+    if builder.is_prepared():
+        return builder
+    missing = f"data set {name} is not in {builder.data_dir}"
+    if not obtain:
+        raise UserError(missing)
+    _check_obtainable(builder, missing)
+    print(f"{missing}: preparing it", flush=True)
+    if name in BUILDERS:
+        prepare_builder(builder)
+    else:
+        _prepare_apart(name, data_dir)
+        builder = create_builder(name, data_dir)  # what another process wrote
+    return builder
+
+
+def create_builder(name, data_dir=""):
+    """A TFDS builder, whether its data is on disk or not.
+
+    Raises:
+      UserError: there is no data set of that name.
+    """
+    create = BUILDERS.get(name) or (lambda **kwargs: tfds.builder(name, **kwargs))
+    try:
+        return create(data_dir=data_dir or None, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError:
+        raise UserError(
+            f"dataset.name={name} is neither a TFDS data set nor one of "
+            f"{list(BUILDERS)}, nor is there one of that name in "
+            f"{data_dir or tfds.core.constants.DATA_DIR}; a folder of images becomes "
+            f"one with python -m svda_jax prepare {name} --from DIR"
+        ) from None
+
+
+def prepare_builder(builder):
+    """Writes a data set to disk, in a format with random access."""
+    if builder.name == "digits":
+        tfds.disable_progress_bar()  # a matter of seconds
+    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is no use here
+        builder.download_and_prepare(file_format="array_record")
+
+
+def _check_obtainable(builder, missing):
+    """Says at once why a data set cannot be prepared, if so."""
+    ours = builder.name in BUILDERS
+    if not ours and not importlib.util.find_spec("tensorflow"):
+        raise UserError(f"{missing}, and preparing it needs: pip install tensorflow")
+    if not ours and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        folder = pathlib.Path(builder.data_dir).parents[1] / "downloads" / "manual"
+        if not folder.is_dir() or not any(folder.iterdir()):
+            instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+            raise UserError(
+                f"{missing}, and its files must be put into {folder} by hand: "
+                f"{instructions}"
+            )
+    elif builder.name != "digits":
+        url = getattr(builder, "URL", None) or next(iter(builder.url_infos or ()), "")
+        if not _is_reachable(url or "https://storage.googleapis.com"):
+            remedy = (
+                "import its files with "
+                "python -m svda_jax prepare fashion_mnist --from DIR"
+                if builder.name == "fashion_mnist"
+                else "run this once with a network"
+            )
+            raise UserError(f"{missing} and there is no network to get it; {remedy}")
+
+
+def _prepare_apart(name, data_dir):
+    """Prepares in a process of its own: TensorFlow, and no accelerator for it."""
+    command = [sys.executable, "-m", "svda_jax", "prepare", name]
+    root = str(pathlib.Path(svda_jax.__file__).parents[1])
+    hidden = {
+        "CUDA_VISIBLE_DEVICES": "",
+        "ROCR_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [*command, *(["--data_dir", data_dir] if data_dir else [])],
+        env={**os.environ, **hidden, "PYTHONPATH": path},
+    )
+    if done.returncode:
+        raise UserError(f"preparing {name} failed; what it said stands above")
+
+
+def _is_reachable(url):
+    """Whether a server answers there, whatever it answers."""
+    try:
+        requests.head(url, timeout=5)
+    except requests.exceptions.RequestException:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""The machine: map over devices, processes, memory, compile cache, timing."""

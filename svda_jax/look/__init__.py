@@ -1,0 +1,1 @@
+"""Looking at a run: attention maps, figures, predictions, the report."""

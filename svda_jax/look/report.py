@@ -1,0 +1,233 @@
+"""A run as one HTML page that needs no network: pictures inside, nothing executed.
+
+`python -m svda_jax report --workdir RUN` writes it; every number and picture in it is
+read off the run's history or computed by its model here.
+"""
+
+import argparse
+import base64
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+
+import jax
+import jinja2
+import numpy as np
+from absl import logging
+from flax import nnx
+from markupsafe import Markup
+
+from svda_jax import UserError
+from svda_jax.config import flatten
+from svda_jax.data import datasets
+from svda_jax.devices import parallel
+from svda_jax.look import figures
+from svda_jax.look.maps import look
+from svda_jax.look.predict import predict
+from svda_jax.models.indicators import INDICATORS
+from svda_jax.run import runs
+
+NUM_PICTURED = 4  # images that attention is shown over
+NUM_WORST = 12
+_BATCH = 256
+
+# What a value of each indicator means, for someone who has not met it.
+MEANINGS = {
+    "spectral_entropy": "How evenly importance is spread over a head's K directions: "
+    "ln K when all count alike, 0 when one does all (Roy & Vetterli 2007).",
+    "effective_rank": "The exponential of the entropy: how many directions the head "
+    "in effect uses, 1 to K (Roy & Vetterli 2007).",
+    "spectral_sparsity": "0 when all directions count alike, 1 when one does all "
+    "(Hoyer 2004).",
+    "angular_alignment": "Mean |cosine| of queries with keys: 1 when all lie on one "
+    "line, about sqrt(2 / (pi K)) for unrelated directions.",
+    "selectivity_index": "How far each token prefers its favourite key: 0 for uniform "
+    "attention, 1 when it attends to one key alone (after Morcos et al. 2018).",
+    "perturbation_robustness": "Share of the attention that stays where it is when "
+    "queries and keys gain noise (1 minus the total variation distance).",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What a model says of the evaluation split."""
+
+    attention: list
+    rollout: str
+    worst: str
+    num_wrong: int
+    num_images: int
+
+
+def write_report(workdir, *, compare=None, out=None):
+    """Writes the report of a run, finished or not.
+
+    Args:
+      workdir: of the run.
+      compare: workdir of a run to put beside it, or None.
+      out: path of the page; None is report.html in workdir.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: a workdir holds no run, or one without an evaluation, or a damaged
+        history; or the page cannot be written.
+    """
+    workdirs = [pathlib.Path(path) for path in (workdir, compare) if path is not None]
+    if out is not None and not pathlib.Path(out).parent.is_dir():
+        raise UserError(f"cannot write {out}: its folder does not exist")
+    described = [_describe(path) for path in workdirs]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("svda_jax.look", "."), autoescape=True
+    )
+    histories = {run["name"]: run["history"] for run in described}
+    page = environment.get_template("report.html").render(
+        runs=described,
+        curves=_picture(figures.curves(histories), "loss and accuracy over epochs"),
+        indicators=INDICATORS,
+        labels=figures.LABELS,
+        meanings=MEANINGS,
+        differing=_differing(described),
+    )
+    out = pathlib.Path(out or workdirs[0] / "report.html")
+    try:
+        out.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}") from None
+    return out
+
+
+def _describe(workdir):
+    """All that the page shows of one run."""
+    config = runs.load_config(workdir)
+    history = runs.read_history(workdir)
+    last = history.isel(step=-1)
+    values = last["indicators"].values  # [6, L, H]
+    return {
+        "name": workdir.resolve().name,
+        "config": config,
+        "options": flatten(config),
+        "history": history,
+        "last": {
+            name: float(last[name]) for name in last.data_vars if not last[name].dims
+        },
+        "epoch": float(last["epoch"]),
+        "table": {
+            name: (one.mean(), one.std(), one.min(), one.max())
+            for name, one in zip(INDICATORS, values, strict=True)
+        },
+        "retained": (
+            float(last["retained_rank"].mean()),
+            last.sizes["direction"],
+        ),
+        "by_epoch": _picture(
+            figures.indicators_by_epoch(history), "six indicators by epoch"
+        ),
+        "by_layer": _picture(
+            figures.indicators_by_layer(history), "six indicators by layer"
+        ),
+        "heat_maps": _picture(figures.heat_maps(values), "indicators, layer by head"),
+        "spectra": _picture(figures.spectra(last["spectrum"].values), "spectra"),
+        "pruned": _describe_pruning(workdir),
+        "images": _look_at_images(workdir, config),
+    }
+
+
+def _describe_pruning(workdir):
+    """What was taken from a pruned run, or None."""
+    path = runs.pruning_path(workdir)
+    if not path.exists():
+        return None
+    try:
+        took = json.loads(path.read_text())
+        figure = figures.kept_directions(took["spectrum"], took["keep"])
+        return {**took, "picture": _picture(figure, "directions kept")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _look_at_images(workdir, config):
+    """Attention and mistakes on the evaluation split, or why there are none."""
+    try:
+        run = runs.load(workdir)
+        data = datasets.load(
+            config.dataset,
+            "eval",
+            batch_size=_BATCH,
+            mesh=parallel.create_mesh(jax.local_devices()[:1]),
+            obtain=False,
+        )
+        logits, labels, places = predict(run.model, data)
+    except UserError as error:
+        return str(error)
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    predicted = probabilities.argmax(-1)
+
+    def title(i):
+        share = probabilities[i, predicted[i]]
+        true, best = data.class_names[labels[i]], data.class_names[predicted[i]]
+        return f"true: {true}\n{best} ({share:.0%})"
+
+    shown = range(min(NUM_PICTURED, len(labels)))
+    images, _ = data.get(places[: len(shown)])
+    graphdef, params = nnx.split(run.model, nnx.Param)
+    _, maps, rollout = jax.device_get(
+        jax.jit(functools.partial(look, graphdef=graphdef))(params, images)
+    )
+    titles = [title(i) for i in shown]
+    # Worst first: the least probability given to the true class.
+    given = probabilities[np.arange(len(labels)), labels]
+    worst = np.argsort(given, kind="stable")[:NUM_WORST]
+    return _Images(
+        attention=[
+            _picture(figures.attention_grid(images[i], maps[i], titles[i]), titles[i])
+            for i in shown
+        ],
+        rollout=_picture(
+            figures.rollouts(images, rollout, titles), "attention rollout"
+        ),
+        worst=_picture(
+            figures.gallery(data.get(places[worst])[0], [title(i) for i in worst]),
+            "worst-classified images",
+        ),
+        num_wrong=int(np.sum(predicted != labels)),
+        num_images=len(labels),
+    )
+
+
+def _differing(described):
+    """The options in which the runs differ, by key."""
+    first, *others = (run["options"] for run in described)
+    return {
+        key: [run["options"].get(key) for run in described]
+        for key in first
+        if any(other.get(key) != first[key] for other in others)
+    }
+
+
+def _picture(figure, description):
+    """A figure as an img element with the picture inside."""
+    data = base64.b64encode(figures.to_png(figure, dpi=110)).decode()
+    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
+        description, Markup(data)
+    )
+
+
+def main(argv=None):
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svda_jax report",
+        description="Writes a run as one HTML page that needs no network.",
+    )
+    parser.add_argument("--workdir", required=True, help="the run's folder")
+    parser.add_argument("--compare", metavar="RUN", help="a run to put beside it")
+    parser.add_argument("--out", help="the page (default: report.html in workdir)")
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
+    try:
+        print(write_report(args.workdir, compare=args.compare, out=args.out))
+    except UserError as error:
+        sys.exit(f"error: {error}")

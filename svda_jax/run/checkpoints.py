@@ -1,0 +1,338 @@
+"""Checkpoints of the training state, by Orbax, each leaf with its checksum.
+
+    python -m svda_jax verify WORKDIR
+
+lists the checkpoints of a run, says which are damaged and where it would go on.
+"""
+
+import argparse
+import contextlib
+import gc
+import io
+import logging as python_logging
+import pathlib
+import sys
+import time
+import warnings
+import zlib
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from svda_jax import UserError
+from svda_jax.devices import processes
+
+
+class Checkpoints:
+    """The checkpoints in a folder; a context manager, so that no save is lost.
+
+    A checkpoint is an Orbax one of the state and, beside it, a manifest: dtype, shape
+    and crc32 of every leaf. Orbax alone reads a flipped byte as if nothing were wrong,
+    and casts another dtype.
+
+    Args:
+      path: the folder. It is made with the first save.
+      keep_last: newest checkpoints kept.
+      keep_every_steps: those of each multiple are kept too; 0 is none.
+    """
+
+    def __init__(self, path, *, keep_last=2, keep_every_steps=0):
+        self.path = pathlib.Path(path).absolute()
+        self._manager = None
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep_last, keep_period=keep_every_steps or None
+        )
+        if self.path.exists():
+            self._open()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *exc_info):
+        if not self._manager:
+            return
+        try:
+            self._manager.close()  # waits for the save that is under way
+        except Exception as error:  # whatever the file system raised meanwhile
+            if kind is None:
+                raise self._failed(error) from None
+            print(self._failed(error), file=sys.stderr)
+
+    def steps(self):
+        """Steps of the checkpoints, the newest first."""
+        return sorted(self._manager.all_steps(), reverse=True) if self._manager else []
+
+    def save(self, step, state):
+        """Saves a dict of pytrees in the background; its buffers may be reused.
+
+        Raises:
+          UserError: this save, or the one before, cannot be written. Checkpoints that
+            were complete before stay.
+        """
+        manifest = _manifest(state)
+        try:
+            if not self._manager:
+                self._open()
+            self._manager.wait_until_finished()
+            if not self.path.exists():  # which Orbax would make again
+                raise FileNotFoundError("the folder is gone")
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    manifest=ocp.args.JsonSave(manifest),
+                ),
+            )
+        except Exception as error:  # whatever the file system raises
+            raise self._failed(error) from None
+
+    def restore_newest(self, target, sharding, *, set_aside=True):
+        """Reads the newest checkpoint that is whole, or some entries of it.
+
+        One that is damaged is said and passed over.
+
+        Args:
+          target: the dict that was saved, with `jax.ShapeDtypeStruct` for arrays; or a
+            part of its entries.
+          sharding: of every array.
+          set_aside: whether to rename those that are damaged to <step>.damaged, so that
+            their steps can be saved again.
+
+        Returns:
+          Its step and the dict like target, with arrays; 0 and None if there is none.
+
+        Raises:
+          UserError: the checkpoint is of another model (it names the first leaf that
+            differs, with shapes and dtypes), or all there are are damaged.
+        """
+        for step in self.steps():
+            state, damage = _attempt(self._restore, step, target, sharding)
+            if not damage:
+                return step, state
+            print(f"checkpoint {self.path / str(step)} is damaged: {damage}")
+            if set_aside:
+                self._set_aside(step)
+        damaged = self.steps() or sorted(self.path.glob("*.damaged*"))
+        if damaged:
+            raise UserError(
+                f"every checkpoint in {self.path} is damaged; "
+                "to begin anew remove that folder or give another --workdir"
+            )
+        return 0, None
+
+    def verify(self, step):
+        """Reads a checkpoint to the end; returns None, or what is damaged."""
+
+        return _attempt(self.read, step)[1]
+
+    def read(self, step):
+        """All arrays of a checkpoint, verified: nested dicts and lists, on one device.
+
+        Raises:
+          Exception: of any kind; it is damaged.
+        """
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        restore_args = jax.tree.map(
+            lambda _: ocp.ArrayRestoreArgs(sharding=device),
+            self._manager.item_metadata(step).state,
+        )
+        args = ocp.args.PyTreeRestore(restore_args=restore_args)
+        state = self._manager.restore(step, args=ocp.args.Composite(state=args)).state
+        _check_leaves(self._read_manifest(step), _manifest(state)["leaves"])
+        return state
+
+    def size(self, step):
+        """Bytes on disk."""
+        files = (self.path / str(step)).rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    def _open(self):
+        self._manager = ocp.CheckpointManager(
+            self.path,
+            options=self._options,
+            item_handlers={
+                "state": ocp.PyTreeCheckpointHandler(),
+                "manifest": ocp.JsonCheckpointHandler(),
+            },
+        )
+
+    def _failed(self, error):
+        return UserError(
+            f"cannot write a checkpoint to {self.path}: {_brief(error)}; what was "
+            f"saved before stays, up to step {max(self._complete(), default=0)}"
+        )
+
+    def _complete(self):
+        """Steps that are on disk, as far as the folder can be read."""
+        try:
+            return [int(p.name) for p in self.path.iterdir() if p.name.isdigit()]
+        except OSError:
+            return []
+
+    def _read_manifest(self, step):
+        args = ocp.args.Composite(manifest=ocp.args.JsonRestore())
+        manifest = self._manager.restore(step, args=args).manifest
+        if manifest["crc32"] != _crc32_of_json(manifest["leaves"]):
+            raise ValueError("the manifest is damaged")
+        return manifest["leaves"]
+
+    def _restore(self, step, target, sharding):
+        manifest = self._read_manifest(step)
+        self._check_model(step, manifest, target)
+        restore_args = jax.tree.map(
+            lambda leaf: ocp.ArrayRestoreArgs(
+                sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
+            ),
+            target,
+        )
+        args = ocp.args.PyTreeRestore(
+            item=target, restore_args=restore_args, partial_restore=True
+        )
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=args)
+        ).state
+        found = _manifest(restored)["leaves"]
+        _check_leaves({name: manifest[name] for name in found}, found)
+        return restored
+
+    def _check_model(self, step, manifest, target):
+        found = {
+            name: f"{dtype}{shape}"
+            for name, (dtype, shape, _) in manifest.items()
+            if name.split("/")[0] in target
+        }
+        wanted = {
+            name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in _named(target)
+        }
+        # Parameters first: what else differs, differs because of them.
+        names = sorted(
+            found.keys() | wanted.keys(), key=lambda n: (not n.startswith("params"), n)
+        )
+        for name in names:
+            if found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"{self.path / str(step)} is a checkpoint of another model: "
+                    f"{name} is {found.get(name, 'absent')} there and "
+                    f"{wanted.get(name, 'absent')} here; give another --workdir"
+                )
+
+    def _set_aside(self, step):
+        path = self.path / str(step)
+        aside = path.with_name(f"{step}.damaged")
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = path.with_name(f"{step}.damaged{number}")
+        processes.synchronize("read")
+        if processes.is_primary():
+            path.rename(aside)
+            print(f"it is now {aside.name}")
+        processes.synchronize("set aside")
+        self._manager.reload()
+
+
+def quiet_orbax():
+    """Keeps off the screen what Orbax prints about errors that it raises as well.
+
+    For a program, not for a library: it is for the whole process.
+    """
+    logging.set_verbosity(logging.FATAL)
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    hook = sys.unraisablehook
+
+    def unraisablehook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":  # of other writes
+            hook(unraisable)
+
+    sys.unraisablehook = unraisablehook
+
+
+def _attempt(read, *args):
+    """What a function that reads a checkpoint returns, or why it cannot, in a line.
+
+    Orbax goes on reading other leaves when one cannot be read. What then fails, and
+    what is left of it when it is deleted, prints tracebacks: they are kept off the
+    screen.
+    """
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return read(*args), None
+        except UserError:
+            raise
+        except Exception as error:  # whatever the damaged byte leads to
+            reason = _brief(error)
+        python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+        time.sleep(0.1)
+        gc.collect()
+    return None, reason
+
+
+def _manifest(state):
+    """Dtype, shape and crc32 of every leaf, by name, and a crc32 of that."""
+    leaves = {
+        name: [
+            str(leaf.dtype),
+            list(leaf.shape),
+            zlib.crc32(np.ascontiguousarray(leaf)),
+        ]
+        for name, leaf in _named(state)
+    }
+    return {"leaves": leaves, "crc32": _crc32_of_json(leaves)}
+
+
+def _brief(error):
+    """An exception of a library in a line: Orbax's run to pages."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 100 else f"{text[:97]}..."
+
+
+def _check_leaves(wanted, found):
+    for name in wanted.keys() | found.keys():
+        if wanted.get(name) != found.get(name):
+            raise ValueError(f"{name} is not what was saved")
+
+
+def _crc32_of_json(leaves):
+    return zlib.crc32(repr(sorted(leaves.items())).encode())
+
+
+def _named(tree):
+    """The leaves of a pytree with their paths, such as params/head/bias."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield "/".join(jax.tree_util.keystr((k,), simple=True) for k in path), leaf
+
+
+def main(argv=None):
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svda_jax verify",
+        description="Checks the checkpoints of a run.",
+    )
+    parser.add_argument("command", choices=["verify"])
+    parser.add_argument("workdir", type=pathlib.Path)
+    args = parser.parse_args(argv)
+    quiet_orbax()
+    path = args.workdir / "checkpoints"
+    if not path.is_dir():
+        sys.exit(f"error: {args.workdir} has no checkpoints")
+    good = []
+    with Checkpoints(path) as checkpoints:
+        for step in checkpoints.steps():
+            damage = checkpoints.verify(step)
+            verdict = f"damaged: {damage}" if damage else "good"
+            print(f"step {step:>9,}  {checkpoints.size(step) / 1e6:9.2f} MB  {verdict}")
+            if not damage:
+                good.append(step)
+        for aside in sorted(path.glob("*.damaged*")):
+            print(f"{aside.name}: set aside earlier")
+    if not good:
+        sys.exit("error: there is no good checkpoint; a run would stop here")
+    print(f"a run would go on from step {max(good):,}")
+
+
+if __name__ == "__main__":
+    main()

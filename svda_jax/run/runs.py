@@ -1,0 +1,263 @@
+"""What a run's folder, its workdir, holds.
+
+config.json     the config, as it was
+checkpoints/    Orbax checkpoints of the training state
+history.nc      every evaluation's measurements, one labelled xarray data set
+events.out...   the same and more for TensorBoard
+pruning.json    for a pruned run, what was taken from which run
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import pathlib
+
+import jax
+import xarray as xr
+from flax import nnx
+from ml_collections import config_dict
+
+from svda_jax import UserError
+from svda_jax.config import flatten, from_json, to_json, vit_config
+from svda_jax.models.vit import ViT, create_graphdef
+from svda_jax.run.checkpoints import Checkpoints
+
+# Where a run's data lies and how it is read is not what the run is.
+_MAY_DIFFER = (
+    "compile_cache",
+    "profile",
+    "dataset.data_dir",
+    "dataset.num_threads",
+    "dataset.num_workers",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run read back.
+
+    Attributes:
+      config: its config.
+      model: the `ViT` with the parameters that were evaluated at the newest checkpoint
+        (their moving average where one is kept); `logits, traces = model(images)`.
+      step: of that checkpoint.
+      history: `xarray.Dataset` of its evaluations.
+    """
+
+    config: config_dict.ConfigDict
+    model: ViT
+    step: int
+    history: xr.Dataset
+
+
+def config_path(workdir):
+    """Path of the run's config."""
+    return pathlib.Path(workdir, "config.json")
+
+
+def checkpoints_path(workdir):
+    """Path of the folder of the run's checkpoints."""
+    return pathlib.Path(workdir, "checkpoints")
+
+
+def history_path(workdir):
+    """Path of the run's history."""
+    return pathlib.Path(workdir, "history.nc")
+
+
+def pruning_path(workdir):
+    """Path of what was pruned, in a run that `svda_jax prune` made."""
+    return pathlib.Path(workdir, "pruning.json")
+
+
+def load(workdir):
+    """Reads a finished or unfinished run.
+
+    Raises:
+      UserError: there is no run in workdir, or it has no checkpoint yet.
+    """
+    config = load_config(workdir)
+    model_config = vit_config(config)
+    graphdef = create_graphdef(model_config)
+    with Checkpoints(checkpoints_path(workdir)) as checkpoints:
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        params = _abstract_params(model_config)
+        name = "ema" if config.ema_decay else "params"
+        step, restored = checkpoints.restore_newest(
+            {name: params}, device, set_aside=False
+        )
+    if not restored:
+        raise UserError(f"{workdir} has no checkpoint yet")
+    return Run(
+        config=config,
+        model=nnx.merge(graphdef, restored[name]),
+        step=step,
+        history=read_history(workdir),
+    )
+
+
+def load_start(config, model_config, workdir):
+    """The parameters that a run starts from, if it begins and is to have another run's.
+
+    Args:
+      config: of the run.
+      model_config: its `ViTConfig`.
+      workdir: of the run.
+
+    Returns:
+      Parameters as nested dicts; None where `init_from` is "" or the run has a
+      checkpoint of its own.
+
+    Raises:
+      UserError: there is no such run, or its model is another.
+    """
+    if not config.init_from:
+        return None
+    with Checkpoints(checkpoints_path(workdir)) as checkpoints:
+        if checkpoints.steps():
+            return None
+    try:
+        model = load(config.init_from).model
+    except UserError as error:
+        raise UserError(f"init_from={config.init_from}: {error}") from None
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    found, expected = map(_shapes, (params, _abstract_params(model_config)))
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            raise UserError(
+                f"init_from={config.init_from} is of another model: {name} has shape "
+                f"{found.get(name)}, not {expected.get(name)}"
+            )
+    return params
+
+
+def _abstract_params(model_config):
+    """Shapes and dtypes of a model's parameters, as nested dicts."""
+    return jax.eval_shape(
+        lambda: nnx.to_pure_dict(
+            nnx.state(ViT(model_config, rngs=nnx.Rngs(0)), nnx.Param)
+        )
+    )
+
+
+def _shapes(params):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def load_config(workdir):
+    """The config of the run in workdir.
+
+    Raises:
+      UserError: there is no run, or its config is damaged.
+    """
+    path = config_path(workdir)
+    if not path.exists():
+        raise UserError(f"{workdir} holds no run (no {path.name})")
+    try:
+        return from_json(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def read_history(workdir):
+    """The `xarray.Dataset` of a run's history.
+
+    Raises:
+      UserError: there is none, or it is damaged.
+    """
+    path = history_path(workdir)
+    try:
+        return xr.load_dataset(path, engine="scipy")
+    except FileNotFoundError:
+        raise UserError(f"{workdir} has no evaluation yet (no {path.name})") from None
+    except Exception as error:  # scipy raises whatever the damaged byte leads to
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def is_finished(workdir):
+    """Whether the run in workdir, if any, has been trained and saved to its end.
+
+    Raises:
+      UserError: its config or its history is damaged.
+    """
+    if not config_path(workdir).exists() or not history_path(workdir).exists():
+        return False
+    last = read_history(workdir).isel(step=-1)
+    with Checkpoints(checkpoints_path(workdir)) as checkpoints:
+        saved = int(last["step"]) in checkpoints.steps()
+    return saved and float(last["epoch"]) >= load_config(workdir).num_epochs
+
+
+def check_workdir(config, workdir):
+    """Refuses a folder that holds a run, or results, of another config.
+
+    Raises:
+      UserError: naming the first key that differs, with both values.
+    """
+    if not config_path(workdir).exists():
+        return
+    found, wanted = flatten(load_config(workdir)), flatten(config)
+    for key in sorted(found.keys() | wanted.keys()):
+        # An option that is younger than the run was off when it was made.
+        same = found.get(key) == wanted.get(key) or (
+            key not in found and not wanted[key]
+        )
+        if key not in _MAY_DIFFER and not same:
+            raise UserError(
+                f"{workdir} holds a run with {key}={found.get(key)}, not "
+                f"{wanted.get(key)}; give another folder or remove it"
+            )
+
+
+@contextlib.contextmanager
+def hold(workdir):
+    """Keeps other processes from training in workdir, which holds a run.
+
+    The lock goes with the process, however that ends.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    with open(config_path(workdir)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another process is training in {workdir}") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def create_workdir(config, workdir):
+    """Makes the folder with its config.json, unless they are there.
+
+    Raises:
+      UserError: workdir cannot be written.
+    """
+    path = config_path(workdir)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        if not path.exists():
+            write_atomically(path, to_json(config).encode())
+        elif not os.access(workdir, os.W_OK):
+            raise PermissionError(None, "Permission denied")
+    except OSError as error:
+        raise UserError(f"cannot write workdir {workdir}: {error.strerror}") from None
+
+
+def write_atomically(path, data):
+    """Writes a file so that at any moment the old or the new one is there, whole.
+
+    Raises:
+      UserError: it cannot be written; the old one stays.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None

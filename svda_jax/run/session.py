@@ -1,0 +1,139 @@
+"""A run while it goes on: its lock, checkpoints, history, events and console."""
+
+import contextlib
+
+from svda_jax.devices import processes
+from svda_jax.run import console, runs
+from svda_jax.run.checkpoints import Checkpoints
+from svda_jax.run.events import EventWriter
+from svda_jax.run.history import History
+
+
+class Session:
+    """All that a run writes and says; a context manager.
+
+    Every process of a run has one and calls the same methods: all save their share of a
+    checkpoint, the first alone writes the rest and prints.
+
+    Args:
+      config: of the run.
+      workdir: the run's folder.
+
+    Attributes:
+      last_saved: step of the newest checkpoint that is whole, 0 for none.
+
+    Raises:
+      UserError: when it is entered, workdir holds another run or another process is
+        training in it.
+    """
+
+    def __init__(self, config, workdir):
+        self.config = config
+        self.workdir = workdir
+        self.last_saved = 0
+        self._first = processes.is_primary()
+
+    def __enter__(self):
+        with contextlib.ExitStack() as stack:
+            runs.check_workdir(self.config, self.workdir)
+            self._new = not runs.config_path(self.workdir).exists()
+            if self._first and not self._new:
+                stack.enter_context(runs.hold(self.workdir))
+            policy = self.config.checkpoint
+            checkpoints = Checkpoints(
+                runs.checkpoints_path(self.workdir),
+                keep_last=policy.keep_last,
+                keep_every_steps=policy.keep_every_steps,
+            )
+            self._checkpoints = stack.enter_context(checkpoints)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc_info):
+        return self._stack.__exit__(*exc_info)
+
+    def is_finished(self):
+        """Whether there is nothing left to train, which is said then."""
+        finished = runs.is_finished(self.workdir)
+        if finished and self._first:
+            console.say_finished(self.workdir)
+        return finished
+
+    def restore(self, target, sharding):
+        """The newest whole checkpoint, as `Checkpoints.restore_newest` returns it."""
+        self.last_saved, restored = self._checkpoints.restore_newest(target, sharding)
+        return self.last_saved, restored
+
+    def open(self, mesh, params, train_data, eval_data, num_steps):
+        """Makes the folder where there is none, and says what is trained.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        step = self.last_saved
+        if self._first:
+            runs.create_workdir(self.config, self.workdir)
+            if self._new:
+                self._stack.enter_context(runs.hold(self.workdir))
+            devices = console.describe_devices(mesh)
+            self._history = History(self.workdir, last_step=step, attrs=devices)
+            self._events = self._stack.enter_context(
+                EventWriter(self.workdir, self.config, last_step=step)
+            )
+            console.say_start(
+                self.config, self.workdir, mesh, params, train_data, eval_data
+            )
+            if step:
+                print(f"resuming at step {step:,} of {num_steps:,}")
+        processes.synchronize("workdir")
+        self._bar = self._stack.enter_context(
+            console.progress_bar(
+                num_steps, step, self.config.batch_size, hidden=not self._first
+            )
+        )
+
+    def say(self, line):
+        """Prints a line above the progress bar."""
+        if self._first:
+            self._bar.write(line)
+
+    def advance(self, num_images):
+        """Moves the progress bar."""
+        self._bar.update(num_images)
+
+    def log(self, step, values):
+        """Writes numbers of one training step, by name, for TensorBoard."""
+        if self._first:
+            self._events.write_step(step, values)
+
+    def record(self, step, epoch, values):
+        """Writes an evaluation, given as to `History.append`, and says it."""
+        if self._first:
+            self._history.append(step, epoch, values)
+            self._events.write(step, values)
+            self.say(console.evaluation_line(step, epoch, values))
+
+    def picture(self, step, pictures):
+        """Writes pictures `[height, width, 3]` uint8, by TensorBoard's tag."""
+        if self._first:
+            self._events.write_pictures(step, pictures)
+
+    def save(self, step, state):
+        """Saves a dict of pytrees in the background."""
+        self._checkpoints.save(step, state)
+        self.last_saved = step
+
+    def last_checkpoint(self):
+        """Path of the newest checkpoint, or "none"."""
+        path = self._checkpoints.path / str(self.last_saved)
+        return str(path) if self.last_saved else "none"
+
+    def say_end(self, step, num_steps, train_data, eval_data):
+        """Says how the run ended, after all is written: stopped, or where to look."""
+        if self._first and step < num_steps:
+            print(
+                f"stopped at step {step:,} of {num_steps:,}, saved; the same line "
+                "goes on"
+            )
+        elif self._first:
+            console.say_end(self.workdir, train_data, eval_data)

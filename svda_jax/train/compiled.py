@@ -1,0 +1,188 @@
+"""What a run compiles: its first state, its step, its evaluation, its pictures."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from svda_jax.config import validate
+from svda_jax.data.augment import create_augment
+from svda_jax.devices import parallel
+from svda_jax.look import figures
+from svda_jax.look.maps import look
+from svda_jax.models.indicators import INDICATORS
+from svda_jax.models.vit import create_graphdef
+from svda_jax.train.in_flight import MAX_IN_FLIGHT
+from svda_jax.train.metrics import EvalMetrics
+from svda_jax.train.optimizer import create_optimizer, create_schedule
+from svda_jax.train.steps import (
+    create_train_state,
+    eval_step,
+    measure_parameters,
+    train_step,
+)
+
+# Images of the evaluation split, its first, that attention maps are drawn over.
+NUM_PICTURED = 4
+
+
+class Keys(NamedTuple):
+    """PRNG keys of a run: of first parameters, order of examples, steps, and noise of
+    the perturbation."""
+
+    init: jax.Array
+    order: jax.Array
+    step: jax.Array
+    noise: jax.Array
+
+
+def create_keys(seed, sharding):
+    """The `Keys` of a run.
+
+    Args:
+      seed: of the run.
+      sharding: of the keys.
+    """
+    return jax.jit(
+        lambda seed: Keys(*jax.random.split(jax.random.key(seed), 4)),
+        out_shardings=sharding,
+    )(np.uint32(seed))
+
+
+def create_training(config, model_config, *, num_steps, mesh):
+    """The start and the step of the training that a config describes.
+
+    Args:
+      config: as from `svda_jax.config.defaults`.
+      model_config: from `validate`.
+      num_steps: of the whole run.
+      mesh: from `parallel.create_mesh`.
+
+    Returns:
+      A compiled function from a PRNG key to a `TrainState`, and the compiled
+      `train_step`, from state, batch and PRNG key.
+    """
+    schedule = create_schedule(
+        config.learning_rate,
+        num_steps=num_steps,
+        warmup_steps=round(config.warmup_fraction * num_steps),
+    )
+    optimizer = create_optimizer(
+        schedule,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        spectrum_lr_scale=config.spectrum_lr_scale,
+    )
+    init = functools.partial(
+        create_train_state, model_config, optimizer, ema=config.ema_decay > 0
+    )
+    step = functools.partial(
+        train_step,
+        graphdef=create_graphdef(model_config),
+        optimizer=optimizer,
+        schedule=schedule,
+        augment=create_augment(config.augment),
+        label_smoothing=config.label_smoothing,
+        orthonormality_weight=config.orthonormality_weight,
+        accumulate_steps=config.accumulate_steps,
+        ema_decay=config.ema_decay,
+    )
+    return (
+        jax.jit(init, out_shardings=parallel.replicated(mesh)),
+        parallel.pmap(step, mesh, split_argnums=(1,), donate_argnums=(0,)),
+    )
+
+
+def create_timed_step(config, mesh):
+    """A training step on a batch of noise, for measuring its time.
+
+    Args:
+      config: as from `svda_jax.config.defaults`.
+      mesh: from `parallel.create_mesh`.
+
+    Returns:
+      The first state, and a function from state to the next state and
+      its `StepReport`.
+    """
+    model_config = validate(config, num_devices=mesh.size)
+    dataset, rng = config.dataset, np.random.default_rng(0)
+    side = dataset.image_size
+    shape = (config.batch_size, side, side, dataset.channels)
+    batch = {
+        "image": rng.integers(0, 256, size=shape).astype(np.uint8),
+        "label": rng.integers(dataset.num_classes, size=shape[0]).astype(np.int32),
+    }
+    batch = jax.device_put(batch, parallel.split(mesh))
+    key = create_keys(0, parallel.replicated(mesh)).init
+    init, step = create_training(config, model_config, num_steps=10**6, mesh=mesh)
+    return init(key), lambda state: step(state, batch, key)
+
+
+def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
+    """The evaluation of a run.
+
+    Args:
+      data: the split to evaluate, from `datasets.load`.
+      graphdef: from `create_graphdef`.
+      mesh: from `parallel.create_mesh`.
+      key: PRNG key of the noise of the perturbation.
+      noise_scale: see `compute_indicators`.
+
+    Returns:
+      A function from parameters to a dict of what an evaluation measures.
+    """
+    step = functools.partial(eval_step, graphdef=graphdef, noise_scale=noise_scale)
+    step = parallel.pmap(step, mesh, split_argnums=(1,))
+    merge = jax.jit(EvalMetrics.merge)
+    measure = jax.jit(functools.partial(measure_parameters, graphdef=graphdef))
+
+    def evaluate(params):
+        metrics = None
+        for i, batch in enumerate(data.eval_batches(), start=1):
+            update = step(params, batch, key)
+            metrics = merge(metrics, update) if metrics else update
+            if i % MAX_IN_FLIGHT == 0:
+                jax.block_until_ready(metrics)
+        measured, averages = jax.device_get((measure(params), metrics.compute()))
+        indicators = [measured["indicators"], averages["indicators"]]
+        return {
+            **measured,
+            "eval_loss": averages["loss"],
+            "eval_accuracy": averages["accuracy"],
+            "indicators": np.concatenate(indicators),  # [6, L, H]
+        }
+
+    return evaluate
+
+
+def create_pictures(data, graphdef):
+    """The pictures of a run.
+
+    Args:
+      data: the evaluation split, from `datasets.load`.
+      graphdef: from `create_graphdef`.
+
+    Returns:
+      A function from parameters and a dict of what an evaluation measured, or None, to
+      pictures `[height, width, 3]` uint8 by TensorBoard's tag.
+    """
+    images, labels = data.get(range(min(NUM_PICTURED, data.num_images)))
+    truth = [data.class_names[label] for label in labels]
+    look_ = jax.jit(functools.partial(look, graphdef=graphdef))
+
+    def draw(params, values):
+        probabilities, maps, _ = jax.device_get(look_(params, images))
+        drawn = {}
+        for i, (image, one, name, row) in enumerate(
+            zip(images, maps, truth, probabilities, strict=True), start=1
+        ):
+            title = f"true: {name}\npredicted: {data.class_names[row.argmax()]}"
+            drawn[f"attention/image_{i}"] = figures.attention_grid(image, one, title)
+        if values:
+            drawn["spectrum/heads"] = figures.spectra(values["spectrum"])
+            for name, one in zip(INDICATORS, values["indicators"], strict=True):
+                drawn[f"indicators/{name}/heads"] = figures.heat_map(one, name)
+        return {tag: figures.to_rgb(figure) for tag, figure in drawn.items()}
+
+    return draw

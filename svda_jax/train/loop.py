@@ -1,0 +1,132 @@
+"""Training and evaluating, in the order in which it happens."""
+
+import contextlib
+import dataclasses
+
+import jax
+
+from svda_jax.config import validate
+from svda_jax.data import datasets
+from svda_jax.devices import parallel, processes
+from svda_jax.devices.compile_cache import use_compile_cache
+from svda_jax.models.vit import create_graphdef
+from svda_jax.run import runs
+from svda_jax.run.session import Session
+from svda_jax.train.compiled import (
+    create_evaluate,
+    create_keys,
+    create_pictures,
+    create_training,
+)
+from svda_jax.train.due import Due
+from svda_jax.train.in_flight import Clock, InFlight
+from svda_jax.train.metrics import Metrics
+from svda_jax.train.profile import profiled
+from svda_jax.train.steps import TrainState
+
+
+def train_and_evaluate(config, workdir):
+    """Trains the model that a config describes, from the start or where it stopped.
+
+    Args:
+      config: as from `svda_jax.config.defaults`.
+      workdir: the run's folder; `svda_jax.run.runs` says what it will hold.
+
+    Raises:
+      UserError: the config, the data set or workdir is not what it should be, and
+        nothing has been compiled or written then; or workdir cannot be written later.
+      FloatingPointError: loss or gradient was not finite more often in a row than
+        allowed; the message names the step and the last checkpoint.
+    """
+    mesh = parallel.create_mesh()
+    model_config = validate(config, num_devices=mesh.size)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(processes.StopSignal())
+        session = stack.enter_context(Session(config, workdir))
+        if session.is_finished():
+            return
+        if config.compile_cache:
+            use_compile_cache()
+        train_data, eval_data = (
+            datasets.load(config.dataset, kind, batch_size=config.batch_size, mesh=mesh)
+            for kind in ("train", "eval")
+        )
+        num_images = train_data.num_images
+        due = Due(config, num_images)
+        keys = create_keys(config.seed, parallel.replicated(mesh))
+        init, train_step = create_training(
+            config, model_config, num_steps=due.num_steps, mesh=mesh
+        )
+        graphdef = create_graphdef(model_config)
+        evaluate = create_evaluate(
+            eval_data, graphdef, mesh, key=keys.noise, **config.indicators
+        )
+        draw = create_pictures(eval_data, graphdef)
+
+        start = runs.load_start(config, model_config, workdir)
+        abstract_state = jax.eval_shape(init, keys.init)
+        step, restored = session.restore(
+            vars(abstract_state), parallel.replicated(mesh)
+        )
+        session.open(mesh, abstract_state.params, train_data, eval_data, due.num_steps)
+        state = TrainState(**restored) if restored else init(keys.init)
+        if start:
+            state = state.with_params(parallel.replicate(start, mesh))
+
+        clock = Clock(config.batch_size)
+        in_flight = InFlight(_create_finish(config, session, due=due, clock=clock))
+        batches = train_data.train_batches(keys.order, step)
+        if config.profile:
+            batches = profiled(batches, workdir)
+        for batch in stack.enter_context(contextlib.closing(batches)):
+            state, report = train_step(state, batch, keys.step)
+            step += 1
+            in_flight.add(step, report)
+            stopping = stop.reached(step)
+            saving = due.checkpoint(step, stopping=stopping)
+            values = None
+            if saving or due.evaluation(step) or due.pictures(step):
+                in_flight.wait()
+                rate = clock.rate()
+                clock.reset()
+            if due.evaluation(step):
+                values = {
+                    **{f"train_{k}": v for k, v in state.metrics.compute().items()},
+                    **evaluate(state.eval_params),
+                    "learning_rate": report.learning_rate,
+                    "skipped_steps": state.skipped,
+                    "images_per_second": rate,
+                    "epoch_seconds": num_images / rate,
+                }
+                empty = parallel.replicate(Metrics.empty(), mesh)
+                state = dataclasses.replace(state, metrics=empty)
+                session.record(step, step * config.batch_size / num_images, values)
+            if saving:
+                session.save(step, vars(state))
+            if due.pictures(step):
+                session.picture(step, draw(state.eval_params, values))
+            if stopping or step == due.num_steps:
+                break
+    session.say_end(step, due.num_steps, train_data, eval_data)
+
+
+def _create_finish(config, session, *, due, clock):
+    """What is done with a finished step: it is counted, written, or ends the run."""
+
+    def finish(step, report, at):
+        skipped = int(report.skipped_in_a_row)
+        if skipped > config.max_skipped_in_a_row:
+            raise FloatingPointError(
+                f"loss or gradient is not finite at step {step} (learning rate "
+                f"{report.learning_rate:.3g}), {skipped} in a row; last good "
+                f"checkpoint: {session.last_checkpoint()}"
+            )
+        if skipped:
+            session.say(f"step {step:,} skipped: loss or gradient is not finite")
+        clock.tick(at)
+        session.advance(config.batch_size)
+        if due.log(step):
+            values = {**report._asdict(), "images_per_second": clock.rate()}
+            session.log(step, values)
+
+    return finish
