@@ -21,6 +21,7 @@ from svda_jax.indicators import (
     spectral_indicators,
 )
 from svda_jax.metrics import EvalMetrics, Metrics
+from svda_jax.models.ops import PLAIN
 from svda_jax.models.vit import ViT
 from svda_jax.parallel import AXIS
 
@@ -59,9 +60,9 @@ class TrainState:
         return dataclasses.replace(self, params=params, ema=ema)
 
 
-def create_graphdef(config):
+def create_graphdef(config, ops=PLAIN):
     """The static part of a `ViT`: `nnx.merge(graphdef, params)` is the model."""
-    model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: ViT(config, ops=ops, rngs=nnx.Rngs(0)))
     return nnx.split(model, nnx.Param)[0]
 
 
@@ -222,9 +223,12 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
       `EvalMetrics` of the masked images: the loss without label smoothing, the
       indicators `ATTENTIONAL` of all layers.
     """
-    logits, traces = nnx.merge(graphdef, params)(batch["image"])
+    model = nnx.merge(graphdef, params)
+    logits, traces = model(batch["image"])
     layers = [
-        attentional_indicators(trace, jax.random.fold_in(key, layer), noise_scale)
+        attentional_indicators(
+            trace, jax.random.fold_in(key, layer), noise_scale, ops=model.ops
+        )
         for layer, trace in enumerate(traces)
     ]
     indicators = jnp.stack(
@@ -245,7 +249,7 @@ def measure_parameters(params, *, graphdef):
 
     Returns:
       A dict of
-        "spectrum" `[L, H, K]`, the spectrum of each head (see `Trace`), with NaN for
+        "spectrum" `[L, H, K]`, the spectrum of each head (see `Attention`), with NaN for
           directions that other layers have and its own does not,
         "indicators" `[I, L, H]`, its `SPECTRAL` indicators,
         "retained_rank" `[L, H]`, the directions that hold 90 % of its energy,

@@ -17,6 +17,7 @@ from svda_jax.config import validate
 from svda_jax.datasets.augment import create_augment
 from svda_jax.maps import look
 from svda_jax.metrics import EvalMetrics, Metrics
+from svda_jax.models.ops import choose
 from svda_jax.optimizer import create_optimizer, create_schedule
 from svda_jax.profiling import profiled
 from svda_jax.steps import (
@@ -86,7 +87,7 @@ def train_and_evaluate(config, workdir):
     schedule, init, step_ = create_training(
         config, model_config, num_steps=num_steps, mesh=mesh
     )
-    graphdef = create_graphdef(model_config)
+    graphdef = create_graphdef(model_config, choose(mesh.devices.flat[0]))
     init_key, order_key, step_key, noise_key = create_keys(config.seed, whole)
     abstract_state = jax.eval_shape(init, init_key)
     evaluate = create_evaluate(
@@ -249,7 +250,7 @@ def create_training(config, model_config, *, num_steps, mesh):
     )
     step = functools.partial(
         train_step,
-        graphdef=create_graphdef(model_config),
+        graphdef=create_graphdef(model_config, choose(mesh.devices.flat[0])),
         optimizer=optimizer,
         augment=create_augment(config.augment),
         label_smoothing=config.label_smoothing,
