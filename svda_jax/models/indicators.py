@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from svda_jax.models.attention import attention_weights
-from svda_jax.models.normalization import normalize
+from svda_jax.models.ops import PLAIN
 
 # Of a head's spectrum alone.
 SPECTRAL = ("spectral_entropy", "effective_rank", "spectral_sparsity")
@@ -102,7 +102,7 @@ def retained_rank(spectrum, rho=0.9):
     return jnp.minimum(1 + jnp.sum(missing, axis=-1), spectrum.shape[-1])
 
 
-def angular_alignment(query, key):
+def angular_alignment(query, key, *, ops=PLAIN):
     """Mean absolute cosine between the queries and keys of an image.
 
         mean over i, j of |q_hat_i . k_hat_j|
@@ -110,6 +110,7 @@ def angular_alignment(query, key):
     Args:
       query: `[B, N, H, K]`, raw (not normalised).
       key: `[B, N, H, K]`, raw.
+      ops: the `Ops` to compute with.
 
     Returns:
       `[B, H]` in [0, 1]: 1 where all are parallel, 0 where queries are orthogonal to
@@ -117,7 +118,8 @@ def angular_alignment(query, key):
 
     Source: cosine similarity.
     """
-    cosine = jnp.einsum("bihk,bjhk->bhij", normalize(query), normalize(key))
+    q_hat, k_hat = (ops.normalize(x.astype(jnp.float32)) for x in (query, key))
+    cosine = jnp.einsum("bihk,bjhk->bhij", q_hat, k_hat)
     return jnp.minimum(jnp.mean(jnp.abs(cosine), axis=(-2, -1)), 1)
 
 
@@ -159,11 +161,12 @@ def perturbation_robustness(weights, perturbed):
     return jnp.clip(1 - 0.5 * jnp.mean(jnp.sum(moved, axis=-1), axis=-1), 0, 1)
 
 
-def compute_indicators(trace, key, noise_scale):
+def compute_indicators(trace, spectrum, key, noise_scale):
     """All six indicators of one layer.
 
     Args:
       trace: a `Trace`, of either attention.
+      spectrum: `[H, K]`, that of its `Attention`.
       key: PRNG key of the noise, a function of seed and layer alone.
       noise_scale: standard deviation of the noise on each query and key, in units of
         its root mean square over K.
@@ -173,7 +176,7 @@ def compute_indicators(trace, key, noise_scale):
       `[B, H]`, float32.
     """
     return {
-        **spectral_indicators(trace.spectrum),
+        **spectral_indicators(spectrum),
         **attentional_indicators(trace, key, noise_scale),
     }
 
@@ -187,22 +190,23 @@ def spectral_indicators(spectrum):
     }
 
 
-def attentional_indicators(trace, key, noise_scale):
+def attentional_indicators(trace, key, noise_scale, *, ops=PLAIN):
     """The three indicators of a layer's attention, a dict of `[B, H]`.
 
     One draw `[2, N, H, K]` of the noise serves all images, so that an image's values
     depend neither on its batch nor on its place there.
     """
-    weights = attention_weights(trace.query, trace.key, trace.sigma, scale=trace.scale)
+    options = {"scale": trace.scale, "ops": ops}
+    weights = attention_weights(trace.query, trace.key, trace.sigma, **options)
     noise = jax.random.normal(key, (2, *trace.query.shape[1:]))
     perturbed = attention_weights(
         _perturb(trace.query, noise_scale * noise[0]),
         _perturb(trace.key, noise_scale * noise[1]),
         trace.sigma,
-        scale=trace.scale,
+        **options,
     )
     return {
-        "angular_alignment": angular_alignment(trace.query, trace.key),
+        "angular_alignment": angular_alignment(trace.query, trace.key, ops=ops),
         "selectivity_index": selectivity_index(weights),
         "perturbation_robustness": perturbation_robustness(weights, perturbed),
     }

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svda_jax import UserError
-from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
-from svda_jax.models.linear import Linear
-from svda_jax.models.normalization import LayerNorm
+from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS, Attention
+from svda_jax.models.layers import LayerNorm, Linear
+from svda_jax.models.ops import PLAIN
 
 POOLS = ("gap", "cls")
 DTYPES = ("float32", "bfloat16")
@@ -40,7 +40,7 @@ class ViTConfig:
       dropout: rate on the embeddings and on what each residual branch adds.
       drop_path: rate at which the last block's residual branches are dropped for an
         image; it grows linearly from 0 at the first block.
-      attention: a key of `ATTENTIONS`.
+      attention: one of `ATTENTIONS`.
       spectrum_init: a key of `SPECTRUM_STARTS`; read by SVDA alone.
       dtype: of the activations, "float32" or "bfloat16". Parameters, norms, softmax and
         logits are float32 in either case.
@@ -80,7 +80,7 @@ class ViTConfig:
             _require(0 <= rate < 1, f"model.{name}", self, "must be in [0, 1)")
         for name, choices in (
             ("pool", POOLS),
-            ("attention", tuple(ATTENTIONS)),
+            ("attention", ATTENTIONS),
             ("spectrum_init", tuple(SPECTRUM_STARTS)),
             ("dtype", DTYPES),
         ):
@@ -125,9 +125,9 @@ class ViTConfig:
         return self.image_size // self.patch_size
 
 
-def create_graphdef(config):
+def create_graphdef(config, ops=PLAIN):
     """The static part of a `ViT`: `nnx.merge(graphdef, params)` is the model."""
-    model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: ViT(config, ops=ops, rngs=nnx.Rngs(0)))
     return nnx.split(model, nnx.Param)[0]
 
 
@@ -157,13 +157,13 @@ def count_parameters(model):
 class PatchEmbed(nnx.Module):
     """Cuts images into P x P patches and projects each to D."""
 
-    def __init__(self, config, *, rngs):
+    def __init__(self, config, *, ops, rngs):
         self.patch_size = config.patch_size
         self.projection = Linear(
             config.patch_size**2 * config.channels,
             config.width,
-            kernel_init=nnx.initializers.xavier_uniform(),
             dtype=jnp.dtype(config.dtype),
+            ops=ops,
             rngs=rngs,
         )
 
@@ -183,12 +183,8 @@ class PatchEmbed(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear maps with a GELU between them."""
 
-    def __init__(self, config, *, rngs):
-        options = {
-            "kernel_init": nnx.initializers.xavier_uniform(),
-            "dtype": jnp.dtype(config.dtype),
-            "rngs": rngs,
-        }
+    def __init__(self, config, *, ops, rngs):
+        options = {"dtype": jnp.dtype(config.dtype), "ops": ops, "rngs": rngs}
         self.hidden = Linear(config.width, config.mlp_dim, **options)
         self.out = Linear(config.mlp_dim, config.width, **options)
 
@@ -200,21 +196,20 @@ class Mlp(nnx.Module):
 class Block(nnx.Module):
     """A pre-norm Transformer block: attention, then MLP, each on a residual branch."""
 
-    def __init__(self, config, *, layer, rngs):
-        dtype = jnp.dtype(config.dtype)
+    def __init__(self, config, *, layer, ops, rngs):
+        options = {"dtype": jnp.dtype(config.dtype), "ops": ops, "rngs": rngs}
         self.dropout = config.dropout
         self.drop_path = config.drop_path * layer / max(config.depth - 1, 1)
-        self.attention_norm = LayerNorm(config.width, dtype=dtype, rngs=rngs)
-        self.attention = ATTENTIONS[config.attention](
+        self.attention_norm = LayerNorm(config.width, **options)
+        self.attention = Attention(
             config.width,
             config.num_heads,
             qk_dim=config.qk_dim[layer] if config.qk_dim else None,
-            spectrum_init=config.spectrum_init,
-            dtype=dtype,
-            rngs=rngs,
+            spectrum_init=config.spectrum_init if config.attention == "svda" else None,
+            **options,
         )
-        self.mlp_norm = LayerNorm(config.width, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(config, rngs=rngs)
+        self.mlp_norm = LayerNorm(config.width, **options)
+        self.mlp = Mlp(config, ops=ops, rngs=rngs)
 
     def __call__(self, x, *, drop=None):
         """`[B, N, D]`, a `Dropout` or None -> (`[B, N, D]`, attention's trace)."""
@@ -235,6 +230,7 @@ class ViT(nnx.Module):
 
     Args:
       config: a `ViTConfig`.
+      ops: the `Ops` to compute with, from `ops.choose` where a device is known.
       rngs: `nnx.Rngs` to initialise from. Both attentions draw the same values for all
         that they share.
 
@@ -242,10 +238,10 @@ class ViT(nnx.Module):
     the zero-initialised head as in Beyer et al. 2022.
     """
 
-    def __init__(self, config, *, rngs):
-        self.config = config
+    def __init__(self, config, *, ops=PLAIN, rngs):
+        self.config, self.ops = config, ops
         num_tokens = config.grid**2
-        self.patch_embed = PatchEmbed(config, rngs=rngs)
+        self.patch_embed = PatchEmbed(config, ops=ops, rngs=rngs)
         if config.pool == "cls":
             num_tokens += 1
             self.cls_token = nnx.Param(jnp.zeros((1, 1, config.width)))
@@ -253,13 +249,15 @@ class ViT(nnx.Module):
             0.02 * jax.random.normal(rngs.params(), (1, num_tokens, config.width))
         )
         self.blocks = nnx.List(
-            Block(config, layer=layer, rngs=rngs) for layer in range(config.depth)
+            Block(config, layer=layer, ops=ops, rngs=rngs)
+            for layer in range(config.depth)
         )
-        self.norm = LayerNorm(config.width, rngs=rngs)
+        self.norm = LayerNorm(config.width, ops=ops, rngs=rngs)
         self.head = Linear(
             config.width,
             config.num_classes,
             kernel_init=nnx.initializers.zeros,
+            ops=ops,
             rngs=rngs,
         )
 
@@ -281,7 +279,7 @@ class ViT(nnx.Module):
         x = self.patch_embed(images.astype(dtype))  # [B, N, D]
         if config.pool == "cls":
             cls = jnp.broadcast_to(
-                self.cls_token[...].astype(dtype), (len(x), 1, config.width)
+                self.cls_token[...].astype(dtype), (x.shape[0], 1, config.width)
             )
             x = jnp.concatenate([cls, x], axis=1)
         x = x + self.position_embedding[...].astype(dtype)
@@ -290,7 +288,7 @@ class ViT(nnx.Module):
         if dropout_keys is not None:
             tokens = x[0].size * (1 + 2 * config.depth) if config.dropout else 0
             paths = 2 * config.depth if config.drop_path else 0
-            drop = Dropout(dropout_keys, tokens + paths)
+            drop = Dropout(self.ops.draw(dropout_keys, tokens + paths))
             x = drop(x, config.dropout, x.shape[1:])
 
         traces = []
@@ -315,16 +313,11 @@ class Dropout:
     cores it doubled the time of a training step (width 64, 4 layers, JAX 0.10).
 
     Args:
-      keys: `[B]` PRNG keys, one an image.
-      size: random numbers an image needs, all calls together.
+      numbers: `[B, size]` uint16, as many as all calls together take of an image.
     """
 
-    def __init__(self, keys, size):
-        # Two to a random word: 16 bits set a rate to 1e-5.
-        words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),)))(keys)
-        halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # [B, size / 2, 2]
-        self._numbers = halves.reshape(len(keys), -1)
-        self._taken = 0
+    def __init__(self, numbers):
+        self._numbers, self._taken = numbers, 0
 
     def __call__(self, x, rate, shape):
         """Zeroes entries at a rate and scales the others by 1 / (1 - rate).
@@ -340,7 +333,7 @@ class Dropout:
         if rate == 0:
             return x
         start, self._taken = self._taken, self._taken + math.prod(shape)
-        numbers = self._numbers[:, start : self._taken].reshape(len(x), *shape)
+        numbers = self._numbers[:, start : self._taken].reshape(x.shape[0], *shape)
         keep = numbers < round((1 - rate) * 2**16)
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 

@@ -12,6 +12,7 @@ from svda_jax.devices import parallel
 from svda_jax.look import figures
 from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS
+from svda_jax.models.ops import choose
 from svda_jax.models.vit import create_graphdef
 from svda_jax.train.in_flight import MAX_IN_FLIGHT
 from svda_jax.train.metrics import EvalMetrics
@@ -79,7 +80,7 @@ def create_training(config, model_config, *, num_steps, mesh):
     )
     step = functools.partial(
         train_step,
-        graphdef=create_graphdef(model_config),
+        graphdef=create_graphdef(model_config, choose(mesh.devices.flat[0])),
         optimizer=optimizer,
         schedule=schedule,
         augment=create_augment(config.augment),

@@ -9,6 +9,7 @@ from svda_jax.config import validate
 from svda_jax.data import datasets
 from svda_jax.devices import parallel, processes
 from svda_jax.devices.compile_cache import use_compile_cache
+from svda_jax.models.ops import choose
 from svda_jax.models.vit import create_graphdef
 from svda_jax.run import runs
 from svda_jax.run.session import Session
@@ -57,7 +58,7 @@ def train_and_evaluate(config, workdir):
         init, train_step = create_training(
             config, model_config, num_steps=due.num_steps, mesh=mesh
         )
-        graphdef = create_graphdef(model_config)
+        graphdef = create_graphdef(model_config, choose(mesh.devices.flat[0]))
         evaluate = create_evaluate(
             eval_data, graphdef, mesh, key=keys.noise, **config.indicators
         )

@@ -237,9 +237,12 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
       `EvalMetrics` of the masked images: the loss without label smoothing, the
       indicators `ATTENTIONAL` of all layers.
     """
-    logits, traces = nnx.merge(graphdef, params)(batch["image"])
+    model = nnx.merge(graphdef, params)
+    logits, traces = model(batch["image"])
     layers = [
-        attentional_indicators(trace, jax.random.fold_in(key, layer), noise_scale)
+        attentional_indicators(
+            trace, jax.random.fold_in(key, layer), noise_scale, ops=model.ops
+        )
         for layer, trace in enumerate(traces)
     ]
     indicators = jnp.stack(
@@ -260,7 +263,7 @@ def measure_parameters(params, *, graphdef):
 
     Returns:
       A dict of
-        "spectrum" `[L, H, K]`, the spectrum of each head (see `Trace`), with NaN for
+        "spectrum" `[L, H, K]`, the spectrum of each head (see `Attention`), with NaN for
           directions that other layers have and its own does not,
         "indicators" `[I, L, H]`, its `SPECTRAL` indicators,
         "retained_rank" `[L, H]`, the directions that hold 90 % of its energy,

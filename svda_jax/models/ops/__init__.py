@@ -1,0 +1,48 @@
+"""The operations of a model that have a quicker form on some machine.
+
+`plain` has the equations. `cpu`, `gpu` and `tpu` have the same names: each equals
+`plain` in values and gradients, and stands for a gain measured on its machine alone.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from svda_jax.models.ops import cpu, gpu, plain, tpu
+
+
+class Ops(NamedTuple):
+    """What a `ViT` computes with; `plain` says what each function is.
+
+    Attributes:
+      linear: (x, kernel, bias) -> x W + b.
+      layer_norm: (x, scale, bias) -> layer normalisation over the last axis.
+      normalize: x -> x of unit length.
+      attend: (query, key, value, sigma) -> attention.
+      draw: (keys, size) -> the random numbers of dropout.
+    """
+
+    linear: Callable
+    layer_norm: Callable
+    normalize: Callable
+    attend: Callable
+    draw: Callable
+
+    @classmethod
+    def of(cls, module):
+        """The operations that a module has under these names."""
+        return cls(*(getattr(module, name) for name in cls._fields))
+
+
+PLAIN = Ops.of(plain)
+
+
+def choose(device):
+    """The quickest operations on a device.
+
+    Args:
+      device: that the step is compiled for, which need not be there.
+    """
+    if device.platform == "gpu" and not gpu.has_kernel(device):
+        return PLAIN
+    modules = {"cpu": cpu, "gpu": gpu, "tpu": tpu}
+    return Ops.of(modules.get(device.platform, plain))

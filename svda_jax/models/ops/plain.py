@@ -1,0 +1,100 @@
+"""The operations as equations, for every machine and every transformation of JAX.
+
+Sums, means and norms are float32; results have the dtype of the activations, which is
+what memory holds between operations. Axes: B images, N tokens, H heads, K per-head
+width of queries and keys, V of values.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# The shortest vector that still normalises to unit length. It keeps the gradient of a
+# zero row finite, which dividing by max(norm, epsilon) does not: there the gradient of
+# the norm itself is 0 / 0.
+EPSILON = 1e-6
+
+
+def linear(x, kernel, bias):
+    """x W + b over the last axes of x.
+
+    Args:
+      x: `[..., *inputs]`.
+      kernel: `[*inputs, *outputs]` float32.
+      bias: `[*outputs]` float32.
+
+    Returns:
+      `[..., *outputs]` of the dtype of x.
+    """
+    num_inputs = kernel.ndim - bias.ndim
+    y = jnp.tensordot(x, kernel.astype(x.dtype), num_inputs)
+    return (y + bias).astype(x.dtype)
+
+
+def layer_norm(x, scale, bias):
+    """(x - mean) / sqrt(variance + 1e-6) * scale + bias over the last axis.
+
+    Args:
+      x: `[..., D]`.
+      scale: `[D]` float32.
+      bias: `[D]` float32.
+
+    Returns:
+      `[..., D]` of the dtype of x. A constant row has a finite gradient.
+
+    Source: Ba et al. 2016.
+    """
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+    return (y * scale + bias).astype(x.dtype)
+
+
+def normalize(x):
+    """x / max(||x||_2, EPSILON) over the last axis.
+
+    Args:
+      x: `[..., K]`.
+
+    Returns:
+      `[..., K]` of the dtype of x. A zero row stays zero and has a finite gradient.
+    """
+    y = x.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
+    return (y * jax.lax.rsqrt(jnp.maximum(squared, EPSILON**2))).astype(x.dtype)
+
+
+def attend(query, key, value, sigma):
+    """softmax(q diag(sigma) k^T) v over tokens, without a divisor in the score.
+
+    Args:
+      query: `[B, N, H, K]`.
+      key: `[B, N, H, K]`.
+      value: `[B, N, H, V]`.
+      sigma: `[H, K]` float32.
+
+    Returns:
+      `[B, N, H, V]` of the dtype of value.
+    """
+    query = (query * sigma).astype(query.dtype)
+    weights = softmax(jnp.einsum("bihk,bjhk->bhij", query, key))
+    return jnp.einsum("bhij,bjhv->bihv", weights, value)
+
+
+def softmax(scores):
+    """exp(scores) / sum(exp(scores)) over the last axis, of the dtype of scores."""
+    return jax.nn.softmax(scores.astype(jnp.float32)).astype(scores.dtype)
+
+
+def draw(keys, size):
+    """Random numbers for dropout.
+
+    Args:
+      keys: `[B]` PRNG keys, one an image.
+      size: numbers that an image needs.
+
+    Returns:
+      `[B, size]` uint16, two to a random word: 16 bits set a rate to 1e-5.
+    """
+    words = jax.vmap(lambda key: jax.random.bits(key, (-(-size // 2),)))(keys)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16)  # [B, size / 2, 2]
+    return halves.reshape(keys.shape[0], -1)[:, :size]
