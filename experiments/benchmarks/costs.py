@@ -19,7 +19,8 @@ from experiments.benchmarks.__main__ import Table
 from experiments.benchmarks.speed import create_config
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat, spread
-from svda_jax.models.indicators import ATTENTIONAL, attentional_indicators
+from svda_jax.models.indicators import compute_indicators, observe
+from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT
 from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.runs import read_history
@@ -43,20 +44,27 @@ def indicators(repeats):
             mlp_dim=384,
             attention=attention,
         )
-        graphdef, params = nnx.split(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
+        model = ViT(config, ops=choose(jax.devices()[0]), rngs=nnx.Rngs(0))
+        graphdef, params = nnx.split(model, nnx.Param)
 
         def without(params, images, graphdef=graphdef):
             return nnx.merge(graphdef, params)(images)[0]
 
         def with_all(params, images, graphdef=graphdef):
-            logits, traces = nnx.merge(graphdef, params)(images)
+            model = nnx.merge(graphdef, params)
+            logits, traces = model(images)
             layers = [
-                attentional_indicators(
-                    trace, jax.random.fold_in(jax.random.key(0), layer), 0.1
+                compute_indicators(
+                    observe(
+                        trace,
+                        jax.random.fold_in(jax.random.key(0), layer),
+                        0.1,
+                        ops=model.ops,
+                    )
                 )
                 for layer, trace in enumerate(traces)
             ]
-            return logits, [[layer[name] for name in ATTENTIONAL] for layer in layers]
+            return logits, layers
 
         compiled = {
             function.__name__: jax.jit(function).lower(params, images).compile()

@@ -9,6 +9,7 @@ from flax import nnx
 from experiments.benchmarks.__main__ import Table, apart
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, spread
+from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT, ViTConfig, count_macs
 from svda_jax.train.optimizer import create_optimizer
 
@@ -24,7 +25,9 @@ def create_step(config, batch_size, *, devices=None):
       batch_size: images, over all devices.
       devices: to use, by default the first.
     """
-    graphdef, params = nnx.split(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
+    ops = choose((devices or jax.devices())[0])
+    model = ViT(config, ops=ops, rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model, nnx.Param)
     return compile_step(
         nnx.to_pure_dict(params),
         lambda params, images: nnx.merge(graphdef, params)(images)[0],

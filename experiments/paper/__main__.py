@@ -41,7 +41,6 @@ from svda_jax.config import vit_config
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.memory import keep_memory
-from svda_jax.look.figures import LABELS
 from svda_jax.look.maps import attention_maps
 from svda_jax.look.report import write_report
 from svda_jax.models.indicators import INDICATORS
@@ -142,7 +141,7 @@ def _attention(workdir):
     return paper_figures.attention(
         images,
         np.asarray(attention_maps(traces, run.model.config)),
-        np.stack([trace.spectrum for trace in traces]),
+        np.stack([block.attention.spectrum for block in run.model.blocks]),
         [data.class_names[label] for label in labels],
     )
 
@@ -191,7 +190,7 @@ def _tables(comparison):
         "cross-entropy (nats)": lambda h: h["eval_loss"][-1],
         "seconds an epoch": paper_figures.epoch_seconds,
         **{
-            LABELS[name][0]: lambda h, name=name: (
+            INDICATORS[name].label: lambda h, name=name: (
                 h["indicators"].sel(indicator=name)[-1].mean()
             )
             for name in INDICATORS

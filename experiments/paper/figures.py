@@ -7,12 +7,14 @@ Lines are means over seeds, bands reach from the lowest to the highest seed. The
 shows the indicators of SVDA; here those of softmax attention stand beside them.
 """
 
+import string
+
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from svda_jax.look.figures import KINDS, LABELS
+from svda_jax.look.figures import KINDS
 from svda_jax.models.indicators import INDICATORS
 
 NAMES = {"softmax": "softmax", "svda": "SVDA"}
@@ -89,7 +91,7 @@ def time_per_epoch(comparisons):
 
 
 def indicators(comparisons, over):
-    """The six indicators: panels a to l, SVDA and softmax attention side by side.
+    """The indicators, SVDA and softmax attention side by side.
 
     Args:
       comparisons: as to `draw`.
@@ -97,8 +99,8 @@ def indicators(comparisons, over):
         at the end of training.
     """
     figure = Figure(figsize=(1.35 * _WIDTH, 6.6), layout="constrained")
-    axes = figure.subplots(3, 4)
-    letters = iter("abcdefghijkl")
+    axes = figure.subplots(-(-len(INDICATORS) // 2), 4)
+    letters = iter(string.ascii_lowercase)
     for place, name in enumerate(INDICATORS):
         row, column = divmod(place, 2)
         pair = axes[row, 2 * column : 2 * column + 2]
@@ -117,7 +119,7 @@ def indicators(comparisons, over):
                 marker = "osD^"[i % 4] if over == "layer" else ""
                 style = ("-", "--", "-.", ":")[i % 4]
                 _band(ax, x, values, KINDS[i], style, comparison.name, marker)
-            title, unit = LABELS[name]
+            title, unit = INDICATORS[name].label, INDICATORS[name].unit
             _style(ax, f"({next(letters)}) {title}, {NAMES[variant]}", over, unit)
             if over == "layer":
                 ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -15,15 +15,6 @@ from matplotlib.ticker import MaxNLocator
 
 from svda_jax.models.indicators import INDICATORS
 
-# How each indicator is labelled: its name, and the unit or the ends of its range.
-LABELS = {
-    "spectral_entropy": ("spectral entropy", "nats"),
-    "effective_rank": ("effective rank", "directions"),
-    "spectral_sparsity": ("spectral sparsity", "0 flat, 1 one direction"),
-    "angular_alignment": ("angular alignment", "mean |cosine|"),
-    "selectivity_index": ("selectivity index", "0 uniform, 1 one key"),
-    "perturbation_robustness": ("perturbation robustness", "1 unmoved"),
-}
 KINDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _QUANTITY = "cividis"
 
@@ -63,9 +54,9 @@ def curves(histories):
 
 def indicators_by_epoch(history):
     """The six indicators over epochs: a line a layer, the mean over its heads."""
-    figure, axes = _subplots(2, 3, width=9, height=5)
+    figure, axes = _indicator_panels()
     num_layers = history.sizes["layer"]
-    for ax, name in zip(axes.flat, INDICATORS, strict=True):
+    for ax, name in zip(axes, INDICATORS, strict=True):
         values = history["indicators"].sel(indicator=name).mean("head")  # [step, L]
         for layer in range(num_layers):
             ax.plot(
@@ -76,7 +67,7 @@ def indicators_by_epoch(history):
                 label=f"layer {layer + 1}",
             )
         _label(ax, name, "epoch")
-    _legend_outside(figure, axes[0, 0])
+    _legend_outside(figure, axes[0])
     return figure
 
 
@@ -85,11 +76,11 @@ def indicators_by_layer(history):
 
     Points are means over heads, bars reach from the lowest to the highest head.
     """
-    figure, axes = _subplots(2, 3, width=9, height=5)
+    figure, axes = _indicator_panels()
     last = history.sizes["step"] - 1
     rows = sorted({0, last // 2, last})
     layers = np.arange(1, history.sizes["layer"] + 1)
-    for ax, name in zip(axes.flat, INDICATORS, strict=True):
+    for ax, name in zip(axes, INDICATORS, strict=True):
         values = history["indicators"].sel(indicator=name)  # [step, L, H]
         for i, row in enumerate(rows):
             heads = values.isel(step=row)
@@ -107,7 +98,7 @@ def indicators_by_layer(history):
             )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         _label(ax, name, "layer")
-    _legend_outside(figure, axes[0, 0])
+    _legend_outside(figure, axes[0])
     return figure
 
 
@@ -125,8 +116,8 @@ def heat_map(values, name):
 
 def heat_maps(values):
     """All six indicators, layer by head: `[6, L, H]`."""
-    figure, axes = _subplots(2, 3, width=9, height=5)
-    for ax, name, one in zip(axes.flat, INDICATORS, values, strict=True):
+    figure, axes = _indicator_panels()
+    for ax, name, one in zip(axes, INDICATORS, values, strict=True):
         _heat_map(ax, one, name)
     return figure
 
@@ -277,6 +268,15 @@ def _subplots(rows, columns, *, width, height, **options):
     return figure, axes
 
 
+def _indicator_panels():
+    """A figure with a panel for each of `INDICATORS`, three a row, and these panels."""
+    rows = -(-len(INDICATORS) // 3)
+    figure, axes = _subplots(rows, 3, width=9, height=2.5 * rows)
+    for ax in axes.flat[len(INDICATORS) :]:
+        ax.remove()
+    return figure, axes.flat[: len(INDICATORS)]
+
+
 def _shade(i, num):
     """The i-th of so many ordered colours, leaving out the palest."""
     return colormaps[_QUANTITY](0.9 * i / max(num - 1, 1))
@@ -284,10 +284,9 @@ def _shade(i, num):
 
 def _label(ax, name, x):
     """Title and axis labels of an indicator's panel."""
-    title, unit = LABELS[name]
-    ax.set_title(title, fontsize=9)
+    ax.set_title(INDICATORS[name].label, fontsize=9)
     ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(unit, fontsize=8)
+    ax.set_ylabel(INDICATORS[name].unit, fontsize=8)
 
 
 def _legend_outside(figure, ax):
@@ -296,15 +295,14 @@ def _legend_outside(figure, ax):
 
 
 def _heat_map(ax, values, name):
-    title, unit = LABELS[name]
     picture = ax.imshow(values, cmap=_QUANTITY, aspect="auto")
-    ax.set_title(title, fontsize=9)
+    ax.set_title(INDICATORS[name].label, fontsize=9)
     ax.set_xlabel("head", fontsize=8)
     ax.set_ylabel("layer", fontsize=8)
     for axis, size in ((ax.xaxis, values.shape[1]), (ax.yaxis, values.shape[0])):
         axis.set_ticks(range(size), range(1, size + 1))
     bar = ax.figure.colorbar(picture, ax=ax)
-    bar.set_label(unit, fontsize=8)
+    bar.set_label(INDICATORS[name].unit, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
 

@@ -33,22 +33,6 @@ NUM_PICTURED = 4  # images that attention is shown over
 NUM_WORST = 12
 _BATCH = 256
 
-# What a value of each indicator means, for someone who has not met it.
-MEANINGS = {
-    "spectral_entropy": "How evenly importance is spread over a head's K directions: "
-    "ln K when all count alike, 0 when one does all (Roy & Vetterli 2007).",
-    "effective_rank": "The exponential of the entropy: how many directions the head "
-    "in effect uses, 1 to K (Roy & Vetterli 2007).",
-    "spectral_sparsity": "0 when all directions count alike, 1 when one does all "
-    "(Hoyer 2004).",
-    "angular_alignment": "Mean |cosine| of queries with keys: 1 when all lie on one "
-    "line, about sqrt(2 / (pi K)) for unrelated directions.",
-    "selectivity_index": "How far each token prefers its favourite key: 0 for uniform "
-    "attention, 1 when it attends to one key alone (after Morcos et al. 2018).",
-    "perturbation_robustness": "Share of the attention that stays where it is when "
-    "queries and keys gain noise (1 minus the total variation distance).",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
@@ -88,8 +72,6 @@ def write_report(workdir, *, compare=None, out=None):
         runs=described,
         curves=_picture(figures.curves(histories), "loss and accuracy over epochs"),
         indicators=INDICATORS,
-        labels=figures.LABELS,
-        meanings=MEANINGS,
         differing=_differing(described),
     )
     out = pathlib.Path(out or workdirs[0] / "report.html")

@@ -8,17 +8,16 @@ Axes: B images, N tokens, H heads, K per-head width. All arithmetic is float32, 
 the dtype of the arguments.
 """
 
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from svda_jax.models.attention import attention_weights
 from svda_jax.models.ops import PLAIN
-
-# Of a head's spectrum alone.
-SPECTRAL = ("spectral_entropy", "effective_rank", "spectral_sparsity")
-# Of queries, keys and attention weights, image by image.
-ATTENTIONAL = ("angular_alignment", "selectivity_index", "perturbation_robustness")
-INDICATORS = SPECTRAL + ATTENTIONAL
 
 
 def spectral_entropy(spectrum):
@@ -102,15 +101,14 @@ def retained_rank(spectrum, rho=0.9):
     return jnp.minimum(1 + jnp.sum(missing, axis=-1), spectrum.shape[-1])
 
 
-def angular_alignment(query, key, *, ops=PLAIN):
+def angular_alignment(q_hat, k_hat):
     """Mean absolute cosine between the queries and keys of an image.
 
         mean over i, j of |q_hat_i . k_hat_j|
 
     Args:
-      query: `[B, N, H, K]`, raw (not normalised).
-      key: `[B, N, H, K]`, raw.
-      ops: the `Ops` to compute with.
+      q_hat: `[B, N, H, K]` float32, queries of unit length.
+      k_hat: `[B, N, H, K]` float32, keys likewise.
 
     Returns:
       `[B, H]` in [0, 1]: 1 where all are parallel, 0 where queries are orthogonal to
@@ -118,7 +116,6 @@ def angular_alignment(query, key, *, ops=PLAIN):
 
     Source: cosine similarity.
     """
-    q_hat, k_hat = (ops.normalize(x.astype(jnp.float32)) for x in (query, key))
     cosine = jnp.einsum("bihk,bjhk->bhij", q_hat, k_hat)
     return jnp.minimum(jnp.mean(jnp.abs(cosine), axis=(-2, -1)), 1)
 
@@ -161,60 +158,161 @@ def perturbation_robustness(weights, perturbed):
     return jnp.clip(1 - 0.5 * jnp.mean(jnp.sum(moved, axis=-1), axis=-1), 0, 1)
 
 
-def compute_indicators(trace, spectrum, key, noise_scale):
-    """All six indicators of one layer.
+class Indicator(NamedTuple):
+    """An entry of `INDICATORS`.
+
+    Attributes:
+      function: of what it reads.
+      reads: names of what `observe` gives; `("spectrum",)` for one of the parameters
+        alone, measured once an evaluation and not for each image.
+      label: its name in words.
+      unit: of its values.
+      range: its lowest and highest value, as functions of K.
+      low: what a low value means.
+      high: what a high value means.
+      source: where it is defined.
+    """
+
+    function: Callable
+    reads: tuple[str, ...]
+    label: str
+    unit: str
+    range: tuple[Callable, Callable]
+    low: str
+    high: str
+    source: str
+
+    @property
+    def meaning(self):
+        """What its values say, in a sentence, with the source."""
+        return f"Low: {self.low}. High: {self.high}. ({self.source})"
+
+
+# Every indicator, by name, those of the spectrum first. What is measured, written,
+# drawn and explained is read off this table.
+INDICATORS = {
+    "spectral_entropy": Indicator(
+        spectral_entropy,
+        ("spectrum",),
+        "spectral entropy",
+        "nats",
+        (lambda K: 0, math.log),
+        "one of a head's K directions does all",
+        "all K directions count alike, ln K",
+        "Roy & Vetterli 2007",
+    ),
+    "effective_rank": Indicator(
+        effective_rank,
+        ("spectrum",),
+        "effective rank",
+        "directions",
+        (lambda K: 1, lambda K: K),
+        "the head in effect uses one direction",
+        "it uses all K",
+        "Roy & Vetterli 2007",
+    ),
+    "spectral_sparsity": Indicator(
+        spectral_sparsity,
+        ("spectrum",),
+        "spectral sparsity",
+        "0 flat, 1 one direction",
+        (lambda K: 0, lambda K: 1),
+        "all directions count alike",
+        "one direction does all",
+        "Hoyer 2004",
+    ),
+    "angular_alignment": Indicator(
+        angular_alignment,
+        ("q_hat", "k_hat"),
+        "angular alignment",
+        "mean |cosine|",
+        (lambda K: 0, lambda K: 1),
+        "queries are orthogonal to keys; unrelated ones have sqrt(2 / (pi K))",
+        "all queries and keys lie on one line",
+        "cosine similarity",
+    ),
+    "selectivity_index": Indicator(
+        selectivity_index,
+        ("weights",),
+        "selectivity index",
+        "0 uniform, 1 one key",
+        (lambda K: 0, lambda K: 1),
+        "attention is uniform",
+        "each token attends to one key alone",
+        "Morcos et al. 2018, on rows of attention",
+    ),
+    "perturbation_robustness": Indicator(
+        perturbation_robustness,
+        ("weights", "perturbed"),
+        "perturbation robustness",
+        "1 unmoved",
+        (lambda K: 0, lambda K: 1),
+        "noise on queries and keys moves all attention elsewhere",
+        "attention stays where it is",
+        "total variation distance",
+    ),
+}
+
+
+def of_spectrum():
+    """The names of the indicators of a head's spectrum alone."""
+    return [name for name, i in INDICATORS.items() if i.reads == ("spectrum",)]
+
+
+def of_images():
+    """The names of those that are measured image by image."""
+    return [name for name, i in INDICATORS.items() if i.reads != ("spectrum",)]
+
+
+def compute_indicators(observed):
+    """The indicators of what was observed, by name.
 
     Args:
-      trace: a `Trace`, of either attention.
-      spectrum: `[H, K]`, that of its `Attention`.
-      key: PRNG key of the noise, a function of seed and layer alone.
-      noise_scale: standard deviation of the noise on each query and key, in units of
-        its root mean square over K.
+      observed: a dict of arrays: "spectrum" `[..., K]` gives those `of_spectrum`
+        `[...]`; what `observe` returns those `of_images` `[B, H]`.
 
     Returns:
-      A dict by `INDICATORS`: the `SPECTRAL` ones `[H]`, the `ATTENTIONAL` ones
-      `[B, H]`, float32.
+      A dict, float32, of all that read nothing else.
     """
     return {
-        **spectral_indicators(spectrum),
-        **attentional_indicators(trace, key, noise_scale),
+        name: indicator.function(*(observed[part] for part in indicator.reads))
+        for name, indicator in INDICATORS.items()
+        if set(indicator.reads) <= observed.keys()
     }
 
 
-def spectral_indicators(spectrum):
-    """The three indicators of spectra `[..., K]`, a dict of `[...]`."""
-    return {
-        "spectral_entropy": spectral_entropy(spectrum),
-        "effective_rank": effective_rank(spectrum),
-        "spectral_sparsity": spectral_sparsity(spectrum),
-    }
-
-
-def attentional_indicators(trace, key, noise_scale, *, ops=PLAIN):
-    """The three indicators of a layer's attention, a dict of `[B, H]`.
+def observe(trace, key, noise_scale, *, ops=PLAIN):
+    """What the indicators of a layer's attention read.
 
     One draw `[2, N, H, K]` of the noise serves all images, so that an image's values
     depend neither on its batch nor on its place there.
+
+    Args:
+      trace: a `Trace`, of either attention.
+      key: PRNG key of the noise, a function of seed and layer alone.
+      noise_scale: standard deviation of the noise on each query and key, in units of
+        its root mean square over K.
+      ops: the `Ops` to compute with.
+
+    Returns:
+      A dict of "q_hat" and "k_hat" `[B, N, H, K]` of unit length, "weights"
+      `[B, H, N, N]` of the attention and "perturbed", the same under noise.
     """
-    options = {"scale": trace.scale, "ops": ops}
-    weights = attention_weights(trace.query, trace.key, trace.sigma, **options)
-    noise = jax.random.normal(key, (2, *trace.query.shape[1:]))
-    perturbed = attention_weights(
-        _perturb(trace.query, noise_scale * noise[0]),
-        _perturb(trace.key, noise_scale * noise[1]),
-        trace.sigma,
-        **options,
+    query, keys = (x.astype(jnp.float32) for x in (trace.query, trace.key))
+    noise = noise_scale * jax.random.normal(key, (2, *query.shape[1:]))
+    weights = functools.partial(
+        attention_weights, sigma=trace.sigma, scale=trace.scale, ops=ops
     )
     return {
-        "angular_alignment": angular_alignment(trace.query, trace.key, ops=ops),
-        "selectivity_index": selectivity_index(weights),
-        "perturbation_robustness": perturbation_robustness(weights, perturbed),
+        "q_hat": ops.normalize(query),
+        "k_hat": ops.normalize(keys),
+        "weights": weights(query, keys),
+        "perturbed": weights(_perturb(query, noise[0]), _perturb(keys, noise[1])),
     }
 
 
 def _perturb(x, noise):
     """Adds noise `[N, H, K]` in units of each vector's root mean square over K."""
-    x = x.astype(jnp.float32)
     rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True))  # [B, N, H, 1]
     return x + rms * noise
 

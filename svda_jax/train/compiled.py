@@ -11,7 +11,7 @@ from svda_jax.data.augment import create_augment
 from svda_jax.devices import parallel
 from svda_jax.look import figures
 from svda_jax.look.maps import look
-from svda_jax.models.indicators import INDICATORS
+from svda_jax.models.indicators import INDICATORS, of_images
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import create_graphdef
 from svda_jax.train.in_flight import MAX_IN_FLIGHT
@@ -128,7 +128,7 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
       graphdef: from `create_graphdef`.
       mesh: from `parallel.create_mesh`.
       key: PRNG key of the noise of the perturbation.
-      noise_scale: see `compute_indicators`.
+      noise_scale: see `observe`.
 
     Returns:
       A function from parameters to a dict of what an evaluation measures.
@@ -146,12 +146,13 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
             if i % MAX_IN_FLIGHT == 0:
                 jax.block_until_ready(metrics)
         measured, averages = jax.device_get((measure(params), metrics.compute()))
-        indicators = [measured["indicators"], averages["indicators"]]
+        images = dict(zip(of_images(), averages["indicators"], strict=True))
+        indicators = measured["indicators"] | images
         return {
             **measured,
             "eval_loss": averages["loss"],
             "eval_accuracy": averages["accuracy"],
-            "indicators": np.concatenate(indicators),  # [6, L, H]
+            "indicators": np.stack([indicators[name] for name in INDICATORS]),
         }
 
     return evaluate

@@ -15,11 +15,10 @@ from flax import nnx
 
 from svda_jax.devices.parallel import AXIS
 from svda_jax.models.indicators import (
-    ATTENTIONAL,
-    SPECTRAL,
-    attentional_indicators,
+    compute_indicators,
+    observe,
+    of_images,
     retained_rank,
-    spectral_indicators,
 )
 from svda_jax.models.vit import ViT
 from svda_jax.train.metrics import EvalMetrics, Metrics
@@ -223,7 +222,7 @@ def train_step(
 
 
 def eval_step(params, batch, key, *, graphdef, noise_scale):
-    """Metrics and attentional indicators of one batch, over all devices.
+    """Metrics and indicators of one batch, over all devices.
 
     Args:
       params: the model's parameters.
@@ -231,22 +230,22 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
         where an image only fills the batch up.
       key: the run's PRNG key for the noise of the perturbation.
       graphdef: from `create_graphdef`.
-      noise_scale: see `compute_indicators`.
+      noise_scale: see `observe`.
 
     Returns:
       `EvalMetrics` of the masked images: the loss without label smoothing, the
-      indicators `ATTENTIONAL` of all layers.
+      indicators `of_images` of all layers.
     """
     model = nnx.merge(graphdef, params)
     logits, traces = model(batch["image"])
     layers = [
-        attentional_indicators(
-            trace, jax.random.fold_in(key, layer), noise_scale, ops=model.ops
+        compute_indicators(
+            observe(trace, jax.random.fold_in(key, layer), noise_scale, ops=model.ops)
         )
         for layer, trace in enumerate(traces)
     ]
     indicators = jnp.stack(
-        [jnp.stack([layer[name] for layer in layers], 1) for name in ATTENTIONAL], 1
+        [jnp.stack([layer[name] for layer in layers], 1) for name in of_images()], 1
     )  # [B, I, L, H]
     metrics = EvalMetrics.single_from_model_output(
         loss=optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
@@ -263,15 +262,15 @@ def measure_parameters(params, *, graphdef):
 
     Returns:
       A dict of
-        "spectrum" `[L, H, K]`, the spectrum of each head (see `Attention`), with NaN for
+        "spectrum" `[L, H, K]`, that of each head (`Attention.spectrum`), with NaN for
           directions that other layers have and its own does not,
-        "indicators" `[I, L, H]`, its `SPECTRAL` indicators,
+        "indicators" `[L, H]` by name, those of the spectrum,
         "retained_rank" `[L, H]`, the directions that hold 90 % of its energy,
         "orthonormality", the mean over layers of the soft-orthonormality penalty.
     """
     model = nnx.merge(graphdef, params)
     spectra = [block.attention.spectrum for block in model.blocks]  # [H, K] each
-    indicators = [spectral_indicators(spectrum) for spectrum in spectra]
+    layers = [compute_indicators({"spectrum": spectrum}) for spectrum in spectra]
     widest = max(spectrum.shape[-1] for spectrum in spectra)
     return {
         "spectrum": jnp.stack(
@@ -280,9 +279,7 @@ def measure_parameters(params, *, graphdef):
                 for s in spectra
             ]
         ),
-        "indicators": jnp.stack(
-            [jnp.stack([layer[name] for layer in indicators]) for name in SPECTRAL]
-        ),
+        "indicators": jax.tree.map(lambda *layers: jnp.stack(layers), *layers),
         "retained_rank": jnp.stack([retained_rank(spectrum) for spectrum in spectra]),
         "orthonormality": model.orthonormality_penalty(),
     }
