@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from configs import cifar10, digits
 from experiments.benchmark import Table
 from experiments.benchmark_speed import create_config
 from svda_jax import parallel
 from svda_jax.checkpoint import Checkpoints
+from svda_jax.config import recipe
 from svda_jax.indicators import ATTENTIONAL, attentional_indicators
 from svda_jax.models.vit import ViT
 from svda_jax.runs import read_history
@@ -96,7 +96,7 @@ def augment(repeats):
     """The CIFAR recipe's training step with its augmentation against one without."""
 
     def create(**changes):
-        config = cifar10.get_config()
+        config = recipe("cifar10")
         config.augment.update(changes)
         return repeat(*create_timed_step(config, parallel.create_mesh()))
 
@@ -122,7 +122,7 @@ def augment(repeats):
 def checkpoint(repeats):
     """What a checkpoint adds to a run of configs/digits.py at its settings."""
     num_images, num_steps = 1437, 100
-    config = digits.get_config()
+    config = recipe("digits")
     state, step = create_timed_step(config, parallel.create_mesh())
     number = 0
 
@@ -171,7 +171,7 @@ def loop(repeats):
     num_epochs, num_images = 20, 1437
     rows = []
     for attention in ("softmax", "svda"):
-        config = digits.get_config()
+        config = recipe("digits")
         config.model.attention = attention
         config.num_epochs = config.eval_every_epochs = num_epochs
         config.checkpoint.every_epochs = num_epochs

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from configs import imagenet100
 from experiments.benchmark import Table
 from svda_jax import datasets, parallel
+from svda_jax.config import recipe
 from svda_jax.datasets.prepare import import_files
 from svda_jax.timing import Spread
 
@@ -24,7 +24,7 @@ def input(repeats):
     mesh = parallel.create_mesh()
 
     def ours(num_threads, num_workers):
-        config = imagenet100.get_config().dataset
+        config = recipe("imagenet100").dataset
         config.update(name="photographs", data_dir=f"{folder}/tfds", num_classes=2)
         config.update(num_threads=num_threads, num_workers=num_workers)
         data = datasets.load(config, "train", batch_size=batch_size, mesh=mesh)

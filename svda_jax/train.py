@@ -43,7 +43,7 @@ def train_and_evaluate(config, workdir):
     """Trains the model that a config describes, from the start or where it stopped.
 
     Args:
-      config: as from `configs/default.py`.
+      config: as from `svda_jax.config`.
       workdir: the run's folder; `svda_jax.runs` says what it will hold.
 
     Raises:
@@ -224,7 +224,7 @@ def create_training(config, model_config, *, num_steps, mesh):
     """The start and the step of the training that a config describes.
 
     Args:
-      config: as from `configs/default.py`.
+      config: as from `svda_jax.config`.
       model_config: from `validate`.
       num_steps: of the whole run.
       mesh: from `parallel.create_mesh`.
@@ -268,7 +268,7 @@ def create_timed_step(config, mesh):
     """A training step on a batch of noise, for measuring its time.
 
     Args:
-      config: as from `configs/default.py`.
+      config: as from `svda_jax.config`.
       mesh: from `parallel.create_mesh`.
 
     Returns:
