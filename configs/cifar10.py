@@ -9,12 +9,12 @@ parameters after 200 epochs, 93.6 % with a model of this size, best epoch on tes
 Command: python -m svda_jax.main --config=configs/cifar10.py
 """
 
-from configs import default
+from svda_jax.config import defaults
 
 
 def get_config():
-    """What differs from `configs/default.py`."""
-    config = default.get_config()
+    """What differs from the defaults."""
+    config = defaults()
     config.num_epochs = 300
     config.eval_every_epochs = 5
     config.checkpoint.every_epochs = 5

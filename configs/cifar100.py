@@ -7,12 +7,12 @@ parameters after 200 epochs, 73.8 % with a model of this size, best epoch on tes
 Command: python -m svda_jax.main --config=configs/cifar100.py
 """
 
-from configs import cifar10
+from svda_jax.config import recipe
 
 
 def get_config():
     """What differs from `configs/cifar10.py`."""
-    config = cifar10.get_config()
+    config = recipe("cifar10")
     config.dataset.name = "cifar100"
     config.dataset.num_classes = 100
     config.dataset.mean = (0.5071, 0.4865, 0.4409)

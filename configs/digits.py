@@ -7,12 +7,12 @@ attention (experiments/results/digits).
 Command: python -m svda_jax.main --config=configs/digits.py
 """
 
-from configs import default
+from svda_jax.config import defaults
 
 
 def get_config():
-    """What differs from `configs/default.py`."""
-    config = default.get_config()
+    """What differs from the defaults."""
+    config = defaults()
     config.num_epochs = 200
     config.batch_size = 64
     config.learning_rate = 2e-3

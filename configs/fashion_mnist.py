@@ -7,16 +7,14 @@ published plain ViT of this size reaches 92.3 %.
 Command: python -m svda_jax.main --config=configs/fashion_mnist.py
 """
 
-from configs import default
+from svda_jax.config import defaults
 
 
 def get_config():
-    """What differs from `configs/default.py`."""
-    config = default.get_config()
-    config.num_epochs = 100
+    """What differs from the defaults."""
+    config = defaults()
     config.learning_rate = 2e-3
     config.ema_decay = 0.999
-    config.model.patch_size = 4
     config.model.width = 64
     config.model.depth = 6
     config.model.num_heads = 4

@@ -7,12 +7,12 @@ attention (experiments/results/fashion_mnist_small).
 Command: python -m svda_jax.main --config=configs/fashion_mnist_small.py
 """
 
-from configs import fashion_mnist
+from svda_jax.config import recipe
 
 
 def get_config():
     """What differs from `configs/fashion_mnist.py`."""
-    config = fashion_mnist.get_config()
+    config = recipe("fashion_mnist")
     config.num_epochs = 30
     config.ema_decay = 0.0
     config.checkpoint.every_epochs = 5

@@ -6,12 +6,12 @@ Measured: not yet run; a run needs an accelerator.
 Command: python -m svda_jax.main --config=configs/food101.py
 """
 
-from configs import imagenet100
+from svda_jax.config import recipe
 
 
 def get_config():
     """What differs from `configs/imagenet100.py`."""
-    config = imagenet100.get_config()
+    config = recipe("imagenet100")
     config.dataset.name = "food101"
     config.dataset.num_classes = 101
     return config

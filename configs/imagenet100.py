@@ -11,12 +11,12 @@ Measured: not yet run; a run needs an accelerator. No published figure that is s
 Command: python -m svda_jax.main --config=configs/imagenet100.py
 """
 
-from configs import default
+from svda_jax.config import defaults
 
 
 def get_config():
-    """What differs from `configs/default.py`."""
-    config = default.get_config()
+    """What differs from the defaults."""
+    config = defaults()
     config.num_epochs = 300
     config.batch_size = 512
     config.learning_rate = 5e-4

@@ -1,90 +1,241 @@
-"""What a config must satisfy, checked once, before anything compiles."""
+"""Every option, its default, rule and comment; and the check of all that users write.
 
+A config file is Python, whose `get_config()` returns what differs from `defaults()`:
+
+    from svda_jax.config import defaults
+
+    def get_config():
+        config = defaults()  # or recipe("digits"), configs/digits.py
+        config.num_epochs = 50
+        return config
+
+or JSON, such as a run's config.json. Nothing slow is imported here.
+"""
+
+import ast
+import difflib
 import json
 import math
+import pathlib
+import re
+import runpy
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ml_collections import config_dict
+from ml_collections import ConfigDict
 
 from svda_jax import UserError
-from svda_jax.models.vit import ViTConfig
 
-_RULES = {
-    "must be from 0 to 4294967295": (
-        lambda value: 0 <= value < 2**32,
-        ("seed",),
-    ),
-    "must be positive": (
-        lambda value: 0 < value < math.inf,
-        (
-            "num_epochs",
-            "batch_size",
-            "accumulate_steps",
-            "learning_rate",
-            "clip_norm",
-            "eval_every_epochs",
-            "checkpoint.keep_last",
-        ),
-    ),
-    "must not be negative": (
-        lambda value: 0 <= value < math.inf,
-        (
-            "weight_decay",
-            "spectrum_lr_scale",
-            "orthonormality_weight",
-            "max_skipped_in_a_row",
-            "log_every_steps",
-            "pictures_every_epochs",
-            "checkpoint.every_epochs",
-            "checkpoint.every_steps",
-            "checkpoint.every_minutes",
-            "checkpoint.keep_every_steps",
-            "dataset.num_threads",
-            "dataset.num_workers",
-            "augment.crop_padding",
-            "augment.rand_augment",
-            "augment.mixup",
-            "augment.cutmix",
-            "indicators.noise_scale",
-        ),
-    ),
-    "must be from 0 to 1": (
-        lambda value: 0 <= value <= 1,
-        ("augment.affine", "augment.erase"),
-    ),
-    "must be more than 0 and at most 1": (
-        lambda value: 0 < value <= 1,
-        ("dataset.min_crop_area", "dataset.eval_crop"),
-    ),
-    "must be 1 or 3": (
-        lambda value: value in (1, 3),
-        ("dataset.channels",),
-    ),
-    "must be from 0 to 10": (
-        lambda value: 0 <= value <= 10,
-        ("augment.magnitude",),
-    ),
-    "must be at least 0 and less than 1": (
-        lambda value: 0 <= value < 1,
-        ("label_smoothing", "warmup_fraction", "ema_decay", "dataset.holdout"),
-    ),
+
+class Option(NamedTuple):
+    """An option.
+
+    Attributes:
+      default: a type alone is that of an option that every data set must say itself. A
+        config without the key, such as that of an older run, has the default.
+      rule: what a value must be, in words and as a function; None: all are right.
+      comment: what it does.
+    """
+
+    default: Any
+    rule: tuple[str, Callable] | None
+    comment: str
+
+
+def _one_of(*names):
+    return f"must be one of {', '.join(names)}", lambda value: value in names
+
+
+# fmt: off
+_POSITIVE = "must be positive", lambda v: 0 < v < math.inf
+_NOT_NEGATIVE = "must not be negative", lambda v: 0 <= v < math.inf
+_FRACTION = "must be from 0 to 1", lambda v: 0 <= v <= 1
+_ABOVE_0 = "must be more than 0 and at most 1", lambda v: 0 < v <= 1
+_BELOW_1 = "must be at least 0 and less than 1", lambda v: 0 <= v < 1
+_FINITE = "must be finite numbers", lambda v: all(abs(x) < math.inf for x in v)
+_SCALES = "must be positive", lambda v: all(0 < x < math.inf for x in v)
+_COUNTS = ("must be () or a positive integer for each layer",
+           lambda v: all(type(x) is int and x > 0 for x in v))
+
+OPTIONS = {
+    "init_from": Option("", None,
+        'Folder of a run whose parameters training starts from; "" starts anew.'),
+    "seed": Option(0, ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32),
+        "Seed of all that is random: parameters, order, augmentation, dropout."),
+    "num_epochs": Option(100, _POSITIVE, "Passes over the training split."),
+    "batch_size": Option(128, _POSITIVE, "Images an update, over all devices."),
+    "accumulate_steps": Option(1, _POSITIVE,
+        "Parts an update's batch is worked through in, to save memory."),
+    "learning_rate": Option(1e-3, _POSITIVE,
+        "Peak learning rate of AdamW, reached linearly and left along a cosine to 0."),
+    "warmup_fraction": Option(0.05, _BELOW_1, "Part of the run in which it rises."),
+    "weight_decay": Option(0.05, _NOT_NEGATIVE,
+        "Weight decay, times the learning rate, of matrices alone."),
+    "clip_norm": Option(1.0, _POSITIVE, "Largest L2 norm of a gradient let through."),
+    "label_smoothing": Option(0.1, _BELOW_1,
+        "Probability moved from the true class to all classes alike."),
+    "ema_decay": Option(0.0, _BELOW_1,
+        "Decay of the moving average of the parameters that is evaluated; 0: none."),
+    "spectrum_lr_scale": Option(30.0, _NOT_NEGATIVE,
+        "Multiplier of the learning rate of sigma; 0 keeps sigma at its start."),
+    "orthonormality_weight": Option(0.0, _NOT_NEGATIVE,
+        "Weight of the penalty on non-orthogonal query and key directions."),
+    "max_skipped_in_a_row": Option(10, _NOT_NEGATIVE,
+        "Steps in a row with a loss or gradient not finite; one more ends the run."),
+    "eval_every_epochs": Option(1, _POSITIVE,
+        "Epochs between evaluations; one also comes at the end of the run."),
+    "pictures_every_epochs": Option(0, _NOT_NEGATIVE,
+        "Epochs between pictures of attention in TensorBoard; 0: at the end alone."),
+    "log_every_steps": Option(50, _NOT_NEGATIVE,
+        "Steps between loss, rate, gradient norm, images/s in TensorBoard; 0: never."),
+    "compile_cache": Option(True, None,
+        "Whether ~/.cache/svda_jax keeps compiled programs, for a quicker next start."),
+    "profile": Option(False, None,
+        "Whether a profile of ten steps is written into the run's folder, for xprof."),
+    "checkpoint.every_epochs": Option(1, _NOT_NEGATIVE,
+        "Epochs between checkpoints; 0: never. One also comes at the end and a stop."),
+    "checkpoint.every_steps": Option(0, _NOT_NEGATIVE, "Steps between them; 0: never."),
+    "checkpoint.every_minutes": Option(0.0, _NOT_NEGATIVE,
+        "Minutes likewise; 0: never."),
+    "checkpoint.keep_last": Option(2, _POSITIVE, "Newest checkpoints that are kept."),
+    "checkpoint.keep_every_steps": Option(0, _NOT_NEGATIVE,
+        "Steps of which checkpoints at a multiple are kept too, 0 is none."),
+    "model.attention": Option("svda", _one_of("svda", "softmax"), "Attention."),
+    "model.spectrum_init": Option("matched", _one_of("matched", "sqrt", "ones"),
+        'Start of sigma: "matched" (K, the per-head width: logits start as those of '
+        'softmax attention do), "sqrt" (sqrt K) or "ones" (1).'),
+    "model.patch_size": Option(4, _POSITIVE, "Side of a patch, in pixels."),
+    "model.width": Option(192, _POSITIVE, "Width of the tokens."),
+    "model.depth": Option(9, _POSITIVE, "Number of blocks."),
+    "model.num_heads": Option(12, _POSITIVE, "Heads of each attention."),
+    "model.qk_dim": Option((), _COUNTS,
+        "Directions of a head's queries and keys, layer by layer, as in (12, 8, 9); () "
+        "is width / num_heads in all. A pruned model has fewer."),
+    "model.mlp_dim": Option(384, _POSITIVE, "Hidden width of the MLPs."),
+    "model.pool": Option("gap", _one_of("gap", "cls"),
+        '"gap", the mean over tokens, or "cls", a class token.'),
+    "model.dropout": Option(0.0, _BELOW_1,
+        "Dropout rate on the embeddings and on what each residual branch adds."),
+    "model.drop_path": Option(0.0, _BELOW_1,
+        "Rate at which an image skips the last block; it grows from 0 at the first."),
+    "model.dtype": Option("float32", _one_of("float32", "bfloat16"),
+        'Type of the activations: "float32" or "bfloat16".'),
+    "dataset.name": Option(str, None, "Name of the data set, as TFDS knows it."),
+    "dataset.data_dir": Option("", None,
+        'Folder where TFDS keeps data sets; "" is its default, ~/tensorflow_datasets.'),
+    "dataset.train_split": Option("train", None,
+        'Split to train on, in TFDS\'s notation, such as "train[:50%]".'),
+    "dataset.eval_split": Option("test", None, "Split to evaluate, likewise."),
+    "dataset.holdout": Option(0.0, _BELOW_1,
+        "Fraction of the training split, its end, evaluated in place of eval_split and "
+        "not trained on: options are chosen with it, never on the test split."),
+    "dataset.class_list": Option("", None,
+        'File of the classes to use, one a line, in the order of labels; "": all.'),
+    "dataset.skip_corrupt": Option(False, None,
+        "Whether images that cannot be decoded are left out, or stop the run."),
+    "dataset.image_size": Option(int, _POSITIVE, "Side of the square images, pixels."),
+    "dataset.channels": Option(int, ("must be 1 or 3", lambda v: v in (1, 3)),
+        "1 for grey, 3 for RGB; images of the other kind are converted."),
+    "dataset.num_classes": Option(int, _POSITIVE, "Number of classes."),
+    "dataset.mean": Option(tuple, _FINITE, "Mean of each channel; full scale is 1."),
+    "dataset.std": Option(tuple, _SCALES, "Standard deviation of each, likewise."),
+    "dataset.streaming": Option(False, None,
+        "Whether each image is decoded when its turn comes, or all lie on the device. "
+        "The rest of this section is read when streaming."),
+    "dataset.num_threads": Option(0, _NOT_NEGATIVE,
+        "Threads that a process decodes in; 0 is one a processor core."),
+    "dataset.num_workers": Option(0, _NOT_NEGATIVE,
+        "Worker processes; 0 decodes in the training process."),
+    "dataset.min_crop_area": Option(0.08, _ABOVE_0,
+        "Least area of the random box an image is trained on, as a fraction."),
+    "dataset.eval_crop": Option(0.875, _ABOVE_0,
+        "Side of the centre an image is evaluated on, over its shorter side."),
+    "indicators.noise_scale": Option(0.1, _NOT_NEGATIVE,
+        "Noise on queries and keys for the robustness, over their root mean square."),
+    "augment.affine": Option(0.0, _FRACTION,
+        "Probability of an affine map of at most 10 degrees, slant 0.2 and zoom 10 %."),
+    "augment.crop_padding": Option(0, _NOT_NEGATIVE,
+        "Pixels an image is shifted by at most, each way; 0 is off."),
+    "augment.flip": Option(False, None,
+        "Whether images are mirrored left to right, half of the time."),
+    "augment.rand_augment": Option(0, _NOT_NEGATIVE, "Operations of RandAugment."),
+    "augment.magnitude": Option(9.0, ("must be from 0 to 10", lambda v: 0 <= v <= 10),
+        "Magnitude of RandAugment's operations, from 0 to 10."),
+    "augment.erase": Option(0.0, _FRACTION, "Probability of a box full of noise."),
+    "augment.mixup": Option(0.0, _NOT_NEGATIVE,
+        "Alpha of mixup, which blends neighbours of a batch and their labels; 0: off."),
+    "augment.cutmix": Option(0.0, _NOT_NEGATIVE,
+        "Alpha of cutmix, which swaps a box; 0: off. With both, each pair meets one."),
 }
+_KINDS = {int: "must be an integer", bool: "must be True or False",
+          str: "must be text", float: "must be a number", tuple: "must be numbers"}
+# fmt: on
+TYPES = {
+    key: option.default if isinstance(option.default, type) else type(option.default)
+    for key, option in OPTIONS.items()
+}
+REQUIRED = {key for key, option in OPTIONS.items() if option.default is TYPES[key]}
+
+# The recipes beside the package in the repository, inside it where it is installed.
+_HERE = pathlib.Path(__file__).parent
+RECIPES = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir())
+
+
+def defaults():
+    """A config to change: the defaults. It is checked when it is used."""
+    return _nest({k: o.default for k, o in OPTIONS.items() if k not in REQUIRED})
+
+
+def recipe(name):
+    """A config to change: that of configs/<name>.py."""
+    return runpy.run_path(str(RECIPES / f"{name}.py"))["get_config"]()
+
+
+def load(path, overrides=()):
+    """The config that a file describes, checked and locked.
+
+    Args:
+      path: of a Python or JSON file; configs/<name>.py may be a recipe's.
+      overrides: pairs of a key and its value, a text as on the command line.
+
+    Raises:
+      UserError: there is no such file, it fails, or it and the overrides are no config.
+    """
+    flat = _read(path)
+    for key, text in overrides:
+        if key not in OPTIONS:
+            raise _unknown(key, "--config.")
+        flat[key] = _from_text(key, text)
+    return check(flat)
+
+
+def check(config):
+    """A config, or a dict, with every key and each value of its type; locked.
+
+    Raises:
+      UserError: naming a key that does not exist or is missing, or key, rule and value.
+    """
+    flat = flatten(config)
+    for key in flat:
+        if key not in OPTIONS:
+            raise _unknown(key)
+    values = {}
+    for key, option in OPTIONS.items():
+        if key in REQUIRED - flat.keys():
+            raise UserError(f"{key} is not set; the config file has to say it")
+        value = values[key] = _typed(key, flat.get(key, option.default))
+        if option.rule and not option.rule[1](value):
+            raise UserError(f"{key}={value} {option.rule[0]}")
+    return _nest(values, type_safe=True).lock()
 
 
 def validate(config, *, num_devices):
     """Checks a config and returns the `ViTConfig` that it describes.
 
-    Args:
-      config: as from `configs/default.py`.
-      num_devices: that a batch is split over.
-
     Raises:
-      UserError: a value breaks a rule; the message names key, rule and value.
+      UserError: as from `check`, or values do not fit each other or `num_devices`.
     """
-    flat = flatten(config)
-    for rule, (holds, keys) in _RULES.items():
-        for key in keys:
-            if not holds(flat[key]):
-                raise UserError(f"{key}={flat[key]} {rule}")
+    config = check(config)
     parts = num_devices * config.accumulate_steps
     if config.batch_size % parts:
         raise UserError(
@@ -97,30 +248,26 @@ def validate(config, *, num_devices):
                 f"augment.{name}={config.augment[name]} pairs images: batch_size="
                 f"{config.batch_size} must be a multiple of 2 x {parts}"
             )
-    model = vit_config(config)
-    if config.augment.crop_padding >= model.image_size:
+    if config.augment.crop_padding >= config.dataset.image_size:
         raise UserError(
             f"augment.crop_padding={config.augment.crop_padding} must be less than "
-            f"dataset.image_size={model.image_size}"
+            f"dataset.image_size={config.dataset.image_size}"
         )
-    return model
+    return vit_config(config)
 
 
 def vit_config(config):
-    """The `ViTConfig` of a config: its model section and what the images are.
+    """The `ViTConfig` of a config, or UserError where its values do not fit."""
+    from svda_jax.models.vit import ViTConfig  # brings JAX
 
-    Raises:
-      UserError: a value breaks a rule of `ViTConfig`.
-    """
-    dataset = config.dataset
-    return ViTConfig(
-        image_size=dataset.image_size,
-        channels=dataset.channels,
-        mean=dataset.mean,
-        std=dataset.std,
-        num_classes=dataset.num_classes,
-        **config.model,
-    )
+    names = ("image_size", "channels", "mean", "std", "num_classes")
+    values = {name: config.dataset[name] for name in names} | dict(config.model)
+    try:
+        return ViTConfig(**values)
+    except UserError as error:  # it speaks of fields
+        keys = {key.rpartition(".")[2]: key for key in OPTIONS if "." in key}
+        message = re.sub(r"\w+(?==)", lambda name: keys[name[0]], str(error))
+        raise UserError(message) from None
 
 
 def to_json(config):
@@ -129,37 +276,75 @@ def to_json(config):
 
 
 def from_json(text):
-    """The config that `to_json` wrote, locked; tuples, which it wrote as lists, again.
-
-    Raises:
-      ValueError: it is not JSON, or not a config.
-    """
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("it holds no options")
-    return config_dict.ConfigDict(_with_tuples(values)).lock()
-
-
-def _with_tuples(values):
-    if isinstance(values, dict):
-        return {key: _with_tuples(value) for key, value in values.items()}
-    return tuple(values) if isinstance(values, list) else values
+    """The config that `to_json` wrote, or ValueError."""
+    return check(json.loads(text))
 
 
 def flatten(config):
-    """A config as one dict from dotted keys to values.
-
-    Raises:
-      UserError: a required value is not set.
-    """
+    """A config as one dict from dotted keys to values."""
+    if not isinstance(config, (ConfigDict, dict)):
+        raise UserError("it holds no options")
     flat = {}
     for key in config:
-        try:
-            value = config[key]
-        except config_dict.RequiredValueError:
-            raise UserError(f"{key} is not set in the config file") from None
-        if isinstance(value, config_dict.ConfigDict):
+        value = config[key]
+        if isinstance(value, (ConfigDict, dict)):
             flat |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}
         else:
             flat[key] = value
     return flat
+
+
+def _nest(flat, *, type_safe=False):
+    nested = {}
+    for key, value in flat.items():
+        section, _, name = key.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[name] = value
+    return ConfigDict(nested, type_safe=type_safe)
+
+
+def _read(path):
+    """What a config file says, flat."""
+    file = pathlib.Path(path).expanduser()
+    if not file.is_file() and file.parent == pathlib.Path("configs"):
+        file = RECIPES / file.name
+    if not file.is_file():
+        names = ", ".join(sorted(f"configs/{f.name}" for f in RECIPES.glob("*.py")))
+        raise UserError(f"there is no config file {path}; there are {names}")
+    try:
+        if file.suffix == ".json":
+            return flatten(json.loads(file.read_text()))
+        return flatten(runpy.run_path(str(file))["get_config"]())
+    except Exception as error:  # whatever its code raises
+        message = f"{path} is no config file: {type(error).__name__}: {error}"
+        raise UserError(message.splitlines()[0]) from None
+
+
+def _unknown(key, prefix=""):
+    nearest = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0)[0]
+    return UserError(f"the config has no key {key}; did you mean {prefix}{nearest}?")
+
+
+def _from_text(key, text):
+    """The value that a text on the command line stands for."""
+    kind = TYPES[key]
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        return _typed(key, ast.literal_eval(text)) if kind is tuple else kind(text)
+    except (KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise UserError(f"{key}={text} {_KINDS[kind]}") from None
+
+
+def _typed(key, value):
+    """The value in its option's type: integers are numbers, JSON's lists tuples."""
+    kind = TYPES[key]
+    if kind is float and type(value) is int and abs(value) < 2**1023:
+        value = float(value)
+    elif kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if right and kind is tuple:
+        right = all(isinstance(x, (int, float)) for x in value)
+    if not right:
+        raise UserError(f"{key}={value!r} {_KINDS[kind]}")
+    return value

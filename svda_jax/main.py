@@ -3,34 +3,25 @@
     python -m svda_jax.main --config=configs/digits.py
 
 Options of the config follow with a dot, such as --config.model.attention=softmax or
---config.seed=1; configs/default.py explains each. --workdir=DIR is the run's folder, by
-default runs/<config>-<attention>-<seed>. The same line again resumes the run; a run's
-config.json is a config too.
+--config.seed=1. The same line again resumes the run.
 
 Several processes, one on each host, train together with --distributed where Slurm, a
 TPU pod or the like tells them of each other, or with --coordinator_address=HOST:PORT
 --num_processes=N --process_id=I, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-JAX_PROCESS_ID in the environment. When one is lost the others end after
---heartbeat_seconds, by default 100.
-
-On Linux without an accelerator the program starts itself again so that it keeps its
-memory from step to step, which is quicker; --nokeep_memory leaves that out.
+JAX_PROCESS_ID in the environment.
 """
 
-import difflib
 import os
 import pathlib
-import runpy
 import sys
+import textwrap
 
 from absl import flags
-from ml_collections import config_dict, config_flags
 
 from svda_jax import UserError
-from svda_jax.config import flatten, from_json
+from svda_jax.config import OPTIONS, REQUIRED, TYPES, load
 from svda_jax.devices.memory import keep_memory
 
-_NO_KEPT_MEMORY = "--nokeep_memory"
 _ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PROCESSES = (
     "coordinator_address",
@@ -40,14 +31,32 @@ _PROCESSES = (
     "heartbeat_seconds",
 )
 
+_CONFIG = "Recipe as configs/digits.py, a file of your own, or a run's config.json."
+_WORKDIR = (
+    "Folder of the run; by default runs/<config>-<attention>-<seed>, or that of the "
+    "config.json."
+)
+_KEEP_MEMORY = (
+    "Whether, on Linux without an accelerator, the program starts itself again so that "
+    "it keeps its memory from step to step, which is quicker."
+)
+_HEARTBEAT = "Seconds after which the others end when a process is lost."
 
-def main(argv):
-    """Runs the command line; a user's mistake ends in one line and exit code 1."""
-    if {"--help", "-help", "-h"} & set(argv):
-        print(__doc__)
-        return
+
+def main(argv, *, restart=False):
+    """Runs the command line; a user's mistake ends in one line and exit code 1.
+
+    Args:
+      argv: the program's name and its arguments.
+      restart: whether the program may start again to keep its memory.
+    """
     try:
+        if {"--help", "-help", "-h"} & set(argv):
+            print(_help())
+            return
         config, workdir, processes = parse(argv)
+        if restart and "--nokeep_memory" not in argv:
+            keep_memory()
         from svda_jax.devices.processes import initialize
         from svda_jax.run.checkpoints import (
             quiet_orbax,  # seconds, for a good line only
@@ -57,8 +66,8 @@ def main(argv):
         quiet_orbax()
         initialize(**processes)
         train_and_evaluate(config, workdir)
-    except (UserError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    except (UserError, FloatingPointError, flags.Error) as error:
+        sys.exit(f"error: {' '.join(str(error).splitlines())}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same line resumes the run")
 
@@ -76,21 +85,10 @@ def parse(argv):
     Raises:
       UserError: an argument, or the config file, is not what it should be.
     """
-    path, argv = _take_config([a for a in argv if a != _NO_KEPT_MEMORY])
-    config = load_config(path)
-    _check_keys(argv, config)
-    values = flags.FlagValues()
-    address, count, number = map(os.environ.get, _ENVIRONMENT)
+    path, overrides, argv = _take_config(argv)
+    config = load(path, overrides)
     try:
-        flags.DEFINE_string("workdir", None, "", flag_values=values)
-        flags.DEFINE_string("coordinator_address", address, "", flag_values=values)
-        flags.DEFINE_integer("num_processes", count, "", 1, flag_values=values)
-        flags.DEFINE_integer("process_id", number, "", 0, flag_values=values)
-        flags.DEFINE_bool("distributed", False, "", flag_values=values)
-        flags.DEFINE_integer("heartbeat_seconds", 100, "", 1, flag_values=values)
-        config_flags.DEFINE_config_dict(
-            "config", config, flag_values=values, sys_argv=argv
-        )
+        values = _flags()
         rest = values(argv)
     except flags.Error as error:
         raise UserError(str(error)) from None
@@ -103,56 +101,70 @@ def parse(argv):
     return config, workdir, {name: values[name].value for name in _PROCESSES}
 
 
-def load_config(path):
-    """The config that a config file's `get_config()` returns, locked.
-
-    Raises:
-      UserError: there is no such file, it fails, or it is no config file.
-    """
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"there is no config file {path}")
-    try:
-        if pathlib.Path(path).suffix == ".json":
-            config = from_json(pathlib.Path(path).read_text())
-        else:
-            config = runpy.run_path(str(path))["get_config"]().lock()
-        flatten(config)
-    except config_dict.RequiredValueError:
-        raise UserError(f"{path} leaves a required value unset") from None
-    except Exception as error:  # whatever its code raises
-        message = f"{path} is no config file: {type(error).__name__}: {error}"
-        raise UserError(message.splitlines()[0]) from None
-    return config
+def _flags():
+    """The flags beside --config."""
+    v = flags.FlagValues()
+    address, count, number = map(os.environ.get, _ENVIRONMENT)
+    flags.DEFINE_string("workdir", None, _WORKDIR, v)
+    flags.DEFINE_bool("keep_memory", True, _KEEP_MEMORY, v)
+    flags.DEFINE_bool("distributed", False, "Whether to join other processes.", v)
+    flags.DEFINE_string("coordinator_address", address, "HOST:PORT of process 0.", v)
+    flags.DEFINE_integer("num_processes", count, "Number of these.", 1, flag_values=v)
+    flags.DEFINE_integer("process_id", number, "Which one this is.", 0, flag_values=v)
+    flags.DEFINE_integer("heartbeat_seconds", 100, _HEARTBEAT, 1, flag_values=v)
+    return v
 
 
 def _take_config(argv):
-    """The value of --config, and the arguments without it."""
-    for i, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-config"):
-            after = i + 1 if equals else i + 2
-            value = value if equals else "".join(argv[i + 1 : after])
-            if value:
-                return value, argv[:i] + argv[after:]
-    raise UserError("which config? For a start: --config=configs/digits.py")
+    """The value of --config, pairs of key and text of its options, and what is left."""
+    path, overrides, rest = None, [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, text = argument.partition("=")
+        off = flag.lstrip("-").startswith("noconfig.") and not equals
+        flag = flag.lstrip("-").removeprefix("no" if off else "")
+        key = flag.removeprefix("config.")
+        if not argument.startswith("-") or flag.partition(".")[0] != "config":
+            rest.append(argument)
+            continue
+        if off or (key != flag and not equals and TYPES.get(key, bool) is bool):
+            text = str(not off)
+        elif not equals:
+            text = next(arguments, "")
+        if key == flag:
+            path = text
+        else:
+            overrides.append((key, text))
+    if not path:
+        raise UserError("which config? For a start: --config=configs/digits.py")
+    return path, overrides, rest
 
 
-def _check_keys(argv, config):
-    """Refuses an override of a key that the config does not have."""
-    keys = list(flatten(config))
-    for argument in argv:
-        key = argument.lstrip("-").partition("=")[0]
-        if (
-            key.startswith("config.")
-            and (key := key.removeprefix("config.")) not in keys
-        ):
-            nearest = difflib.get_close_matches(key, keys, n=1, cutoff=0)[0]
-            raise UserError(
-                f"the config has no key {key}; did you mean --config.{nearest}?"
-            )
+def _help():
+    """How to call the program, every flag, and every option by section."""
+    values = _flags()
+    lines = [__doc__, "--config=FILE", *_comment(_CONFIG)]
+    for name in values:
+        default = "" if values[name].default is None else values[name].default
+        lines += [f"--{name}={default}", *_comment(values[name].help)]
+    section = None
+    for key, option in OPTIONS.items():
+        if section != (section := key.rpartition(".")[0]):
+            lines += ["", f"Options of the config{section and ', section '}{section}:"]
+        default = f"<{TYPES[key].__name__}>" if key in REQUIRED else option.default
+        rule = f" It {option.rule[0]}." if option.rule else ""
+        lines += [f"--config.{key}={default}", *_comment(option.comment + rule)]
+    return "\n".join(lines)
+
+
+def _comment(text):
+    return textwrap.wrap(text, 80, initial_indent=" " * 4, subsequent_indent=" " * 4)
+
+
+def program(arguments):
+    """The command line as a program of its own, which may start itself again."""
+    main([sys.argv[0], *arguments], restart=True)
 
 
 if __name__ == "__main__":
-    if _NO_KEPT_MEMORY not in sys.argv:
-        keep_memory()
-    main(sys.argv)
+    program(sys.argv[1:])

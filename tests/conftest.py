@@ -33,7 +33,7 @@ from ml_collections import config_dict
 from PIL import Image
 from selenium import webdriver
 
-from configs import digits
+from svda_jax.config import recipe
 from svda_jax.data.datasets import open_builder
 from svda_jax.data.splits import Split
 from svda_jax.devices import parallel
@@ -177,7 +177,7 @@ def make_dataset_config():
     """Makes the dataset section of the digits config, with changes."""
 
     def make(**changes):
-        config = digits.get_config().dataset
+        config = recipe("digits").dataset
         config.update(changes)
         return config
 
@@ -197,7 +197,7 @@ def make_config(data_dir):
     """Makes the digits config cut down to a run of seconds; keys with __ for a dot."""
 
     def make(**changes):
-        config = digits.get_config()
+        config = recipe("digits")
         options = {
             "num_epochs": 2,
             "batch_size": 32,

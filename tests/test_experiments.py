@@ -144,7 +144,10 @@ def no_report(monkeypatch):
 def test_data_sets_share_figures_and_finished_runs_stay(
     tmp_path, arguments, copied, no_report, monkeypatch
 ):
-    (tmp_path / "small_digits.py").write_text("from configs.digits import get_config\n")
+    (tmp_path / "small_digits.py").write_text(
+        "from svda_jax.config import recipe\n\n"
+        "def get_config():\n    return recipe('digits')\n"
+    )
     argv = ["--config=configs/digits.py", f"--config={tmp_path / 'small_digits.py'}"]
     run(*argv, *arguments("--seeds=1"))
     for name in FIGURES:

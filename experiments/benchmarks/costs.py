@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from configs import cifar10, digits
 from experiments.benchmarks.__main__ import Table
 from experiments.benchmarks.speed import create_config
+from svda_jax.config import recipe
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat, spread
 from svda_jax.models.indicators import compute_indicators, observe
@@ -106,7 +106,7 @@ def augment(repeats):
     """The CIFAR recipe's training step with its augmentation against one without."""
 
     def create(**changes):
-        config = cifar10.get_config()
+        config = recipe("cifar10")
         config.augment.update(changes)
         return repeat(*create_timed_step(config, parallel.create_mesh()))
 
@@ -132,7 +132,7 @@ def augment(repeats):
 def checkpoint(repeats):
     """What a checkpoint adds to a run of configs/digits.py at its settings."""
     num_images, num_steps = 1437, 100
-    config = digits.get_config()
+    config = recipe("digits")
     state, step = create_timed_step(config, parallel.create_mesh())
     number = 0
 
@@ -181,7 +181,7 @@ def loop(repeats):
     num_epochs, num_images = 20, 1437
     rows = []
     for attention in ("softmax", "svda"):
-        config = digits.get_config()
+        config = recipe("digits")
         config.model.attention = attention
         config.num_epochs = config.eval_every_epochs = num_epochs
         config.checkpoint.every_epochs = num_epochs

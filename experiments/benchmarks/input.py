@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from configs import imagenet100
 from experiments.benchmarks.__main__ import Table
+from svda_jax.config import recipe
 from svda_jax.data import datasets
 from svda_jax.data.prepare import import_files
 from svda_jax.devices import parallel
@@ -25,7 +25,7 @@ def input(repeats):
     mesh = parallel.create_mesh()
 
     def ours(num_threads, num_workers):
-        config = imagenet100.get_config().dataset
+        config = recipe("imagenet100").dataset
         config.update(name="photographs", data_dir=f"{folder}/tfds", num_classes=2)
         config.update(num_threads=num_threads, num_workers=num_workers)
         data = datasets.load(config, "train", batch_size=batch_size, mesh=mesh)

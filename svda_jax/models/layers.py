@@ -6,6 +6,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 
+_XAVIER = nnx.initializers.xavier_uniform()
+
+
 class Linear(nnx.Module):
     """x W + b over the last axes of x.
 
@@ -23,7 +26,7 @@ class Linear(nnx.Module):
         in_features,
         out_features,
         *,
-        kernel_init=nnx.initializers.xavier_uniform(),
+        kernel_init=_XAVIER,
         dtype=jnp.float32,
         ops,
         rngs,

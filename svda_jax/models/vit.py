@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from svda_jax import UserError
-from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS, Attention
+from svda_jax.models.attention import ATTENTIONS, Attention
 from svda_jax.models.layers import LayerNorm, Linear
 from svda_jax.models.ops import PLAIN
 
@@ -46,8 +46,7 @@ class ViTConfig:
         logits are float32 in either case.
 
     Raises:
-      UserError: a value breaks one of these rules; the message names the key, the rule
-        and the value.
+      UserError: values do not fit each other; `svda_jax.config` has the rules of each.
     """
 
     image_size: int
@@ -69,55 +68,33 @@ class ViTConfig:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("patch_size", "width", "depth", "num_heads", "mlp_dim"):
-            _require(getattr(self, name) > 0, f"model.{name}", self, "must be positive")
-        for name in ("image_size", "channels", "num_classes"):
-            _require(
-                getattr(self, name) > 0, f"dataset.{name}", self, "must be positive"
+        for name, choices in (("pool", POOLS), ("attention", ATTENTIONS)):
+            self._require(
+                getattr(self, name) in choices, name, f"be one of {', '.join(choices)}"
             )
-        for name in ("dropout", "drop_path"):
-            rate = getattr(self, name)
-            _require(0 <= rate < 1, f"model.{name}", self, "must be in [0, 1)")
-        for name, choices in (
-            ("pool", POOLS),
-            ("attention", ATTENTIONS),
-            ("spectrum_init", tuple(SPECTRUM_STARTS)),
-            ("dtype", DTYPES),
-        ):
-            known = getattr(self, name) in choices
-            _require(known, f"model.{name}", self, f"must be one of {choices}")
-        _require(
-            self.width % self.num_heads == 0,
-            "model.num_heads",
-            self,
-            f"must divide model.width={self.width}",
+        self._require(
+            self.width % self.num_heads == 0, "num_heads", f"divide width={self.width}"
         )
-        _require(
+        self._require(
             self.image_size % self.patch_size == 0,
-            "model.patch_size",
-            self,
-            f"must divide dataset.image_size={self.image_size}",
+            "patch_size",
+            f"divide image_size={self.image_size}",
         )
-        _require(
-            len(self.qk_dim) in (0, self.depth)
-            and all(isinstance(k, int) and k > 0 for k in self.qk_dim),
-            "model.qk_dim",
-            self,
-            f"must be () or a positive integer for each of model.depth={self.depth}",
+        self._require(
+            len(self.qk_dim) in (0, self.depth),
+            "qk_dim",
+            f"be () or have one value for each layer of depth={self.depth}",
         )
         for name in ("mean", "std"):
-            values = getattr(self, name)
-            _require(
-                len(values) == self.channels,
-                f"dataset.{name}",
-                self,
-                f"must have one value for each of dataset.channels={self.channels}",
+            self._require(
+                len(getattr(self, name)) == self.channels,
+                name,
+                f"have one value for each of channels={self.channels}",
             )
-            numbers = all(
-                isinstance(v, (int, float)) and abs(v) < math.inf for v in values
-            )
-            _require(numbers, f"dataset.{name}", self, "must be finite numbers")
-        _require(min(self.std) > 0, "dataset.std", self, "must be positive")
+
+    def _require(self, holds, name, rule):
+        if not holds:
+            raise UserError(f"{name}={getattr(self, name)} must {rule}")
 
     @property
     def grid(self):
@@ -336,9 +313,3 @@ class Dropout:
         numbers = self._numbers[:, start : self._taken].reshape(x.shape[0], *shape)
         keep = numbers < round((1 - rate) * 2**16)
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
-
-
-def _require(holds, key, config, rule):
-    if not holds:
-        value = getattr(config, key.split(".")[1])
-        raise UserError(f"{key}={value} {rule}")

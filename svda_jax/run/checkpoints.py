@@ -312,7 +312,6 @@ def main(argv=None):
         prog="python -m svda_jax verify",
         description="Checks the checkpoints of a run.",
     )
-    parser.add_argument("command", choices=["verify"])
     parser.add_argument("workdir", type=pathlib.Path)
     args = parser.parse_args(argv)
     quiet_orbax()

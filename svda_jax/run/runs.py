@@ -19,13 +19,15 @@ from flax import nnx
 from ml_collections import config_dict
 
 from svda_jax import UserError
-from svda_jax.config import flatten, from_json, to_json, vit_config
+from svda_jax.config import check, flatten, from_json, to_json, vit_config
 from svda_jax.models.vit import ViT, create_graphdef
 from svda_jax.run.checkpoints import Checkpoints
 
-# Where a run's data lies and how it is read is not what the run is.
+# Where data lies, how it is read and what is shown of a run is not what the run is.
 _MAY_DIFFER = (
     "compile_cache",
+    "log_every_steps",
+    "pictures_every_epochs",
     "profile",
     "dataset.data_dir",
     "dataset.num_threads",
@@ -200,16 +202,12 @@ def check_workdir(config, workdir):
     """
     if not config_path(workdir).exists():
         return
-    found, wanted = flatten(load_config(workdir)), flatten(config)
-    for key in sorted(found.keys() | wanted.keys()):
-        # An option that is younger than the run was off when it was made.
-        same = found.get(key) == wanted.get(key) or (
-            key not in found and not wanted[key]
-        )
-        if key not in _MAY_DIFFER and not same:
+    found, wanted = flatten(load_config(workdir)), flatten(check(config))
+    for key in sorted(found.keys() - set(_MAY_DIFFER)):
+        if found[key] != wanted[key]:
             raise UserError(
-                f"{workdir} holds a run with {key}={found.get(key)}, not "
-                f"{wanted.get(key)}; give another folder or remove it"
+                f"{workdir} holds a run with {key}={found[key]}, not {wanted[key]}; "
+                "give another folder or remove it"
             )
 
 

@@ -1,0 +1,41 @@
+"""One command for all that the package does.
+
+python -m svda_jax COMMAND ...
+"""
+
+import importlib
+import sys
+
+from svda_jax.devices.memory import keep_memory
+
+# What each runs: a function of the command line's arguments, imported when it is asked
+# for.
+COMMANDS = {
+    "train": ("svda_jax.main:program", "Trains a Vision Transformer."),
+    "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
+    "prune": ("svda_jax.prune.run:main", "Prunes a run by its spectral energy."),
+    "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
+    "verify": ("svda_jax.run.checkpoints:main", "Checks the checkpoints of a run."),
+}
+
+
+def main(argv):
+    """Runs the command that argv, without the program's name, asks for."""
+    command, rest = (argv or ["--help"])[0], argv[1:]
+    if command in ("--help", "-help", "-h"):
+        lines = [f"  {name:<9}{comment}" for name, (_, comment) in COMMANDS.items()]
+        print("\n".join([__doc__, *lines, "\nCOMMAND --help says more."]))
+        return
+    if command not in COMMANDS:
+        sys.exit(f"error: no command {command}; there are {', '.join(COMMANDS)}")
+    try:
+        if command == "prune":
+            keep_memory()
+        module, _, function = COMMANDS[command][0].partition(":")
+        getattr(importlib.import_module(module), function)(rest)
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
