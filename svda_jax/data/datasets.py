@@ -22,7 +22,6 @@ from svda_jax.data.digits import Digits
 from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.data.in_memory import InMemory, decode_split
 from svda_jax.data.splits import open_split
-from svda_jax.data.streaming import Streaming
 
 # Our own builders, by data set. They prepare without TensorFlow.
 BUILDERS = {"digits": Digits, "fashion_mnist": FashionMnist}
@@ -49,6 +48,8 @@ def load(config, kind, *, batch_size, mesh, obtain=True):
     builder = open_builder(config.name, config.data_dir, obtain=obtain)
     split = open_split(builder, config, kind)
     if config.streaming:
+        from svda_jax.data.streaming import Streaming  # Grain takes a second
+
         return Streaming(split, config, batch_size=batch_size, mesh=mesh)
     return InMemory(decode_split(split, config), batch_size=batch_size, mesh=mesh)
 

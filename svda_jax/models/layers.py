@@ -5,7 +5,6 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 
-
 _XAVIER = nnx.initializers.xavier_uniform()
 
 

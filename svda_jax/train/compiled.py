@@ -9,7 +9,6 @@ import numpy as np
 from svda_jax.config import validate
 from svda_jax.data.augment import create_augment
 from svda_jax.devices import parallel
-from svda_jax.look import figures
 from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS, of_images
 from svda_jax.models.ops import choose
@@ -174,6 +173,8 @@ def create_pictures(data, graphdef):
     look_ = jax.jit(functools.partial(look, graphdef=graphdef))
 
     def draw(params, values):
+        from svda_jax.look import figures  # matplotlib takes half a second
+
         probabilities, maps, _ = jax.device_get(look_(params, images))
         drawn = {}
         for i, (image, one, name, row) in enumerate(
