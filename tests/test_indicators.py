@@ -10,7 +10,8 @@ import reference
 from hypothesis import strategies
 
 from svda_jax.models import indicators as I
-from svda_jax.models.attention import Trace, singular_values
+from svda_jax.models.attention import Trace
+from svda_jax.models.ops.plain import normalize
 
 B, N, H, K = 3, 7, 2, 5
 
@@ -36,13 +37,20 @@ def spectrum(rng):
 def trace(rng):
     query, key = np.float32(rng.normal(size=(2, B, N, H, K)))
     sigma = np.float32(rng.normal(size=(H, K)) * K)
-    return Trace(query, key, sigma, sigma)
+    return Trace(query, key, sigma)
 
 
 @pytest.fixture
-def softmax_trace(rng, trace):
-    spectrum = singular_values(*np.float32(rng.normal(size=(2, 11, H, K))))
-    return Trace(trace.query, trace.key, None, spectrum)
+def softmax_trace(trace):
+    return trace._replace(sigma=None)
+
+
+def alignment(query, key):
+    return I.angular_alignment(normalize(query), normalize(key))
+
+
+def of_attention(trace, key, noise_scale):
+    return I.compute_indicators(I.observe(trace, key, noise_scale))
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ def test_retained_rank_equals_reference(spectrum, rho):
 
 def test_attentional_ones_equal_reference(trace, weights, rng):
     assert_close(
-        I.angular_alignment(trace.query, trace.key),
+        alignment(trace.query, trace.key),
         reference.angular_alignment(trace.query, trace.key),
     )
     assert_close(I.selectivity_index(weights), reference.selectivity_index(weights))
@@ -76,11 +84,12 @@ def test_attentional_ones_equal_reference(trace, weights, rng):
 
 
 @pytest.mark.parametrize("kind", ["trace", "softmax_trace"])
-def test_compute_indicators_equals_reference(kind, request):
+def test_compute_indicators_equals_reference(kind, request, spectrum):
     trace = request.getfixturevalue(kind)
     key, scale = jax.random.key(3), 0.3
-    out = I.compute_indicators(trace, key, scale)
-    assert tuple(out) == I.INDICATORS
+    observed = I.observe(trace, key, scale) | {"spectrum": spectrum}
+    out = I.compute_indicators(observed)
+    assert out.keys() == I.INDICATORS.keys()
     noise = np.asarray(jax.random.normal(key, (2, N, H, K)))
     weights, perturbed = (
         reference.attention_weights(query, key, trace.sigma)
@@ -99,7 +108,7 @@ def test_compute_indicators_equals_reference(kind, request):
             weights, perturbed
         ),
         **{
-            name: np.apply_along_axis(getattr(reference, name), -1, trace.spectrum)
+            name: np.apply_along_axis(getattr(reference, name), -1, spectrum)
             for name in SPECTRAL
         },
     }
@@ -133,13 +142,13 @@ def test_known_alignments():
     directions = np.eye(4, dtype=np.float32)
     lengths = np.float32([2, -5, 1]).reshape(1, 3, 1, 1)
     parallel = np.tile(directions[0], (1, 3, 1, 1)) * lengths
-    assert_close(I.angular_alignment(parallel, 7 * parallel), [[1]])
+    assert_close(alignment(parallel, 7 * parallel), [[1]])
     orthogonal = np.tile(directions[1], (1, 3, 1, 1))
-    assert_close(I.angular_alignment(parallel, orthogonal), [[0]])
+    assert_close(alignment(parallel, orthogonal), [[0]])
     # Independent directions, 64^2 cosines an image, K = 32.
     query, key = jax.random.normal(jax.random.key(0), (2, 8, 64, 1, 32))
     expected = np.sqrt(2 / (np.pi * 32))
-    assert np.mean(I.angular_alignment(query, key)) == pytest.approx(expected, rel=0.03)
+    assert np.mean(alignment(query, key)) == pytest.approx(expected, rel=0.03)
 
 
 def test_known_selectivities():
@@ -203,8 +212,8 @@ VECTORS = hypothesis.extra.numpy.arrays(
 @hypothesis.given(VECTORS, strategies.sampled_from([0.0, -3.0, 1e4]))
 def test_attentional_ranges(vectors, sigma):
     sigma = np.full((1, 2), sigma, np.float32)
-    trace = Trace(vectors[0], vectors[1], sigma, sigma)
-    for name, value in I.attentional_indicators(trace, jax.random.key(0), 0.5).items():
+    trace = Trace(vectors[0], vectors[1], sigma)
+    for name, value in of_attention(trace, jax.random.key(0), 0.5).items():
         assert ((value >= 0) & (value <= 1)).all(), name
 
 
@@ -222,10 +231,8 @@ def test_attentional_ones_do_not_see_the_order_of_tokens_or_lengths(
     order = rng.permutation(N)
     lengths = np.float32(rng.uniform(0.1, 10, size=(2, B, N, H, 1)))
     assert_close(
-        I.angular_alignment(
-            trace.query[:, order] * lengths[0], trace.key[:, order] * lengths[1]
-        ),
-        I.angular_alignment(trace.query, trace.key),
+        alignment(trace.query[:, order] * lengths[0], trace.key[:, order] * lengths[1]),
+        alignment(trace.query, trace.key),
     )
     permuted = weights[:, :, order][:, :, :, order]
     assert_close(I.selectivity_index(permuted), I.selectivity_index(weights))
@@ -234,10 +241,8 @@ def test_attentional_ones_do_not_see_the_order_of_tokens_or_lengths(
 def test_heads_do_not_see_each_other(trace, weights):
     for h in range(H):
         assert_close(
-            I.angular_alignment(
-                trace.query[:, :, h : h + 1], trace.key[:, :, h : h + 1]
-            ),
-            I.angular_alignment(trace.query, trace.key)[:, h : h + 1],
+            alignment(trace.query[:, :, h : h + 1], trace.key[:, :, h : h + 1]),
+            alignment(trace.query, trace.key)[:, h : h + 1],
         )
         assert_close(
             I.selectivity_index(weights[:, h : h + 1]),
@@ -247,9 +252,9 @@ def test_heads_do_not_see_each_other(trace, weights):
 
 def test_noise_scale_moves_robustness_alone(trace):
     none, some, much = (
-        I.compute_indicators(trace, jax.random.key(0), scale) for scale in (0, 0.1, 1)
+        of_attention(trace, jax.random.key(0), scale) for scale in (0, 0.1, 1)
     )
-    for name in I.INDICATORS:
+    for name in I.of_images():
         if name == "perturbation_robustness":
             assert (none[name] == 1).all()
             assert (none[name] > some[name]).all()
@@ -259,18 +264,38 @@ def test_noise_scale_moves_robustness_alone(trace):
 
 
 def test_an_image_does_not_see_its_batch(trace):
-    whole = I.attentional_indicators(trace, jax.random.key(0), 0.2)
-    one = Trace(trace.query[2:], trace.key[2:], trace.sigma, trace.spectrum)
-    for name, value in I.attentional_indicators(one, jax.random.key(0), 0.2).items():
+    whole = of_attention(trace, jax.random.key(0), 0.2)
+    one = Trace(trace.query[2:], trace.key[2:], trace.sigma)
+    for name, value in of_attention(one, jax.random.key(0), 0.2).items():
         assert_close(value, whole[name][2:])
 
 
 def test_bfloat16_is_taken_and_float32_given(trace):
     coarse = jax.tree.map(jnp.bfloat16, trace)
     exact = jax.tree.map(np.float32, coarse)
-    out = I.compute_indicators(coarse, jax.random.key(0), 0.1)
-    expected = I.compute_indicators(exact, jax.random.key(0), 0.1)
-    for name in I.INDICATORS:
+    out = of_attention(coarse, jax.random.key(0), 0.1)
+    expected = of_attention(exact, jax.random.key(0), 0.1)
+    assert list(out) == I.of_images()
+    for name in out:
         assert out[name].dtype == jnp.float32
         # q_hat * sigma is rounded to bfloat16 on one side: see test_attention.
         assert_close(out[name], expected[name], 0.05)
+
+
+def test_bfloat16_without_noise_is_unmoved(trace):
+    coarse = jax.tree.map(jnp.bfloat16, trace)
+    out = of_attention(coarse, jax.random.key(0), 0)
+    assert (out["perturbation_robustness"] == 1).all()
+
+
+def test_every_entry_says_what_it_is():
+    """Of a range that its values keep to, at the ends that known spectra reach."""
+    flat, one = np.ones(K, np.float32), np.eye(K, dtype=np.float32)[0]
+    for name, indicator in I.INDICATORS.items():
+        low, high = (end(K) for end in indicator.range)
+        assert low < high
+        assert all((indicator.label, indicator.unit, indicator.low, indicator.high))
+        assert indicator.source in indicator.meaning
+        if name in I.of_spectrum():
+            ends = sorted(float(indicator.function(x)) for x in (flat, one))
+            np.testing.assert_allclose(ends, [low, high], atol=TOLERANCE)
