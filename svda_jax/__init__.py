@@ -1,7 +1,27 @@
-"""Vision Transformers with SVDA attention, trained and looked into, in JAX."""
+"""Vision Transformers with SVDA attention, trained and looked into, in JAX.
+
+The rooms, each of which imports those below it alone:
+
+main      the command line                    run      what a run's folder holds
+prune     fewer directions in the scores      config   every option
+train     loop, steps, optimizer              data     splits, decoding, augmentation
+look      maps, figures, report               models   attention, ViT, indicators
+                                              devices  map over devices, memory
+"""
 
 __version__ = "0.1.0"
 
 
 class UserError(ValueError):
     """A mistake of the user's; the command line prints it as one line and exits."""
+
+
+def load(workdir):
+    """The `Run` in a folder: its config, its model, its history.
+
+    Raises:
+      UserError: there is no run in workdir, or it has no checkpoint yet.
+    """
+    from svda_jax.run import runs  # seconds, for those who ask
+
+    return runs.load(workdir)
