@@ -139,7 +139,7 @@ def _attention(workdir):
     return paper_figures.attention(
         images,
         np.asarray(attention_maps(traces, run.model.config)),
-        np.stack([trace.spectrum for trace in traces]),
+        np.stack([block.attention.spectrum for block in run.model.blocks]),
         [data.class_names[label] for label in labels],
     )
 

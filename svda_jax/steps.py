@@ -249,8 +249,8 @@ def measure_parameters(params, *, graphdef):
 
     Returns:
       A dict of
-        "spectrum" `[L, H, K]`, the spectrum of each head (see `Attention`), with NaN for
-          directions that other layers have and its own does not,
+        "spectrum" `[L, H, K]`, that of each head (see `Attention.spectrum`), with NaN
+          for directions that other layers have and its own does not,
         "indicators" `[I, L, H]`, its `SPECTRAL` indicators,
         "retained_rank" `[L, H]`, the directions that hold 90 % of its energy,
         "orthonormality", the mean over layers of the soft-orthonormality penalty.

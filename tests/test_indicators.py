@@ -10,7 +10,8 @@ import reference
 from hypothesis import strategies
 
 from svda_jax import indicators as I
-from svda_jax.models.attention import Trace, singular_values
+from svda_jax.models.attention import Trace
+from svda_jax.models.ops import Ops, cpu
 
 B, N, H, K = 3, 7, 2, 5
 
@@ -36,13 +37,12 @@ def spectrum(rng):
 def trace(rng):
     query, key = np.float32(rng.normal(size=(2, B, N, H, K)))
     sigma = np.float32(rng.normal(size=(H, K)) * K)
-    return Trace(query, key, sigma, sigma)
+    return Trace(query, key, sigma)
 
 
 @pytest.fixture
-def softmax_trace(rng, trace):
-    spectrum = singular_values(*np.float32(rng.normal(size=(2, 11, H, K))))
-    return Trace(trace.query, trace.key, None, spectrum)
+def softmax_trace(trace):
+    return trace._replace(sigma=None)
 
 
 @pytest.fixture
@@ -76,10 +76,10 @@ def test_attentional_ones_equal_reference(trace, weights, rng):
 
 
 @pytest.mark.parametrize("kind", ["trace", "softmax_trace"])
-def test_compute_indicators_equals_reference(kind, request):
+def test_compute_indicators_equals_reference(kind, request, spectrum):
     trace = request.getfixturevalue(kind)
     key, scale = jax.random.key(3), 0.3
-    out = I.compute_indicators(trace, key, scale)
+    out = I.compute_indicators(trace, spectrum[0], key, scale)
     assert tuple(out) == I.INDICATORS
     noise = np.asarray(jax.random.normal(key, (2, N, H, K)))
     weights, perturbed = (
@@ -99,7 +99,7 @@ def test_compute_indicators_equals_reference(kind, request):
             weights, perturbed
         ),
         **{
-            name: np.apply_along_axis(getattr(reference, name), -1, trace.spectrum)
+            name: np.apply_along_axis(getattr(reference, name), -1, spectrum[0])
             for name in SPECTRAL
         },
     }
@@ -203,7 +203,7 @@ VECTORS = hypothesis.extra.numpy.arrays(
 @hypothesis.given(VECTORS, strategies.sampled_from([0.0, -3.0, 1e4]))
 def test_attentional_ranges(vectors, sigma):
     sigma = np.full((1, 2), sigma, np.float32)
-    trace = Trace(vectors[0], vectors[1], sigma, sigma)
+    trace = Trace(vectors[0], vectors[1], sigma)
     for name, value in I.attentional_indicators(trace, jax.random.key(0), 0.5).items():
         assert ((value >= 0) & (value <= 1)).all(), name
 
@@ -247,7 +247,8 @@ def test_heads_do_not_see_each_other(trace, weights):
 
 def test_noise_scale_moves_robustness_alone(trace):
     none, some, much = (
-        I.compute_indicators(trace, jax.random.key(0), scale) for scale in (0, 0.1, 1)
+        I.compute_indicators(trace, trace.sigma, jax.random.key(0), scale)
+        for scale in (0, 0.1, 1)
     )
     for name in I.INDICATORS:
         if name == "perturbation_robustness":
@@ -260,17 +261,35 @@ def test_noise_scale_moves_robustness_alone(trace):
 
 def test_an_image_does_not_see_its_batch(trace):
     whole = I.attentional_indicators(trace, jax.random.key(0), 0.2)
-    one = Trace(trace.query[2:], trace.key[2:], trace.sigma, trace.spectrum)
+    one = Trace(trace.query[2:], trace.key[2:], trace.sigma)
     for name, value in I.attentional_indicators(one, jax.random.key(0), 0.2).items():
         assert_close(value, whole[name][2:])
 
 
 def test_bfloat16_is_taken_and_float32_given(trace):
-    coarse = jax.tree.map(jnp.bfloat16, trace)
+    query, key = jnp.bfloat16(trace.query), jnp.bfloat16(trace.key)
+    coarse = trace._replace(query=query, key=key)
     exact = jax.tree.map(np.float32, coarse)
-    out = I.compute_indicators(coarse, jax.random.key(0), 0.1)
-    expected = I.compute_indicators(exact, jax.random.key(0), 0.1)
+    out = I.compute_indicators(coarse, coarse.sigma, jax.random.key(0), 0.1)
+    expected = I.compute_indicators(exact, exact.sigma, jax.random.key(0), 0.1)
     for name in I.INDICATORS:
         assert out[name].dtype == jnp.float32
-        # q_hat * sigma is rounded to bfloat16 on one side: see test_attention.
-        assert_close(out[name], expected[name], 0.05)
+        assert_close(out[name], expected[name])
+
+
+@pytest.mark.parametrize("kind", ["trace", "softmax_trace"])
+def test_without_noise_robustness_is_exactly_one(kind, request):
+    trace = request.getfixturevalue(kind)
+    query, key = jnp.bfloat16(trace.query), jnp.bfloat16(trace.key)
+    coarse = trace._replace(query=query, key=key)
+    out = I.attentional_indicators(coarse, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(out["perturbation_robustness"], 1)
+
+
+def test_indicators_do_not_depend_on_the_machine(trace):
+    results = (
+        I.attentional_indicators(trace, jax.random.key(0), 0.2, **options)
+        for options in ({}, {"ops": Ops.of(cpu)})
+    )
+    for plain, other in zip(*(result.values() for result in results), strict=True):
+        assert_close(plain, other)

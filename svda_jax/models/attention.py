@@ -138,7 +138,7 @@ def singular_values(query_kernel, key_kernel):
 
 
 class Attention(nnx.Module):
-    """Multi-head attention: SVDA, or softmax attention where no start of sigma is given.
+    """Multi-head attention: SVDA, or without a start of sigma softmax attention.
 
     SVDA's parameter is relative, `sigma = c * relative_sigma` with relative_sigma
     `[H, K]` learned from 1, so that its learning rate does not depend on the start c.

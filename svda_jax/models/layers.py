@@ -5,6 +5,8 @@ import math
 import jax.numpy as jnp
 from flax import nnx
 
+KERNEL_INIT = nnx.initializers.xavier_uniform()
+
 
 class Linear(nnx.Module):
     """x W + b over the last axes of x.
@@ -23,7 +25,7 @@ class Linear(nnx.Module):
         in_features,
         out_features,
         *,
-        kernel_init=nnx.initializers.xavier_uniform(),
+        kernel_init=KERNEL_INIT,
         dtype=jnp.float32,
         ops,
         rngs,

@@ -59,7 +59,7 @@ standardize.defvjp(_standardize_forward, _standardize_backward)
 
 @jax.custom_vjp
 def normalize(x):
-    """`plain.normalize`; its gradient keeps x_hat alone, as the attention after it does.
+    """`plain.normalize`; its gradient keeps x_hat alone, as attention does.
 
     With the queries and keys of a width of 64 that is a twentieth of the step.
     """

@@ -1,4 +1,4 @@
-"""The operations on NVIDIA GPUs: attention by cuDNN's fused kernel, where it has one."""
+"""The operations on NVIDIA GPUs: attention by cuDNN's fused kernel."""
 
 import jax
 import jax.numpy as jnp
