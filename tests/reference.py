@@ -45,6 +45,34 @@ def attention(query, key, value, sigma=None):
     return out
 
 
+def linear(x, kernel, bias):
+    """`[B, N, D]`, `[D, H, K]`, `[H, K]` -> `[B, N, H, K]`."""
+    out = np.zeros((*x.shape[:2], *bias.shape))
+    for b, i, h, k in np.ndindex(out.shape):
+        out[b, i, h, k] = np.sum(x[b, i] * kernel[:, h, k]) + bias[h, k]
+    return out
+
+
+def layer_norm(x, scale, bias):
+    """`[B, N, D]`, `[D]` twice -> `[B, N, D]`."""
+    out = np.zeros(x.shape)
+    for b, i in np.ndindex(x.shape[:2]):
+        centred = x[b, i] - x[b, i].mean()
+        deviation = np.sqrt(np.mean(centred**2) + 1e-6)
+        out[b, i] = centred / deviation * scale + bias
+    return out
+
+
+def normalize(x):
+    """`[B, N, H, K]` -> the same, each vector of length one."""
+    return np.apply_along_axis(unit, -1, x)
+
+
+def attend(query, key, value, sigma):
+    """`[B, N, H, K]` three times, `[H, K]` -> `[B, N, H, K]`, no divisor in scores."""
+    return attention(query * sigma * np.sqrt(query.shape[-1]), key, value)
+
+
 def x_transformers_weights(query, key, query_scale, key_scale, scale):
     """Attention weights of x-transformers with attn_qk_norm and its dim_scale.
 

@@ -11,7 +11,8 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from svda_jax.models import attention as A
-from svda_jax.models.normalization import EPSILON, normalize
+from svda_jax.models.ops import PLAIN, Ops, cpu
+from svda_jax.models.ops.plain import EPSILON, normalize
 
 B, N, H, K = 2, 11, 3, 7
 
@@ -21,6 +22,12 @@ TOLERANCE = 2e-6
 # |sigma| = 4 by up to 4 * 2^-8 / sqrt(7), and the weights, in [0, 1], by less than
 # that; values of up to 3 and the rounding of the output multiply it.
 BFLOAT16_TOLERANCE = 0.05
+
+
+@pytest.fixture(params=["plain", "cpu"])
+def attention(request):
+    ops = {"plain": PLAIN, "cpu": Ops.of(cpu)}[request.param]
+    return functools.partial(A.attention, ops=ops)
 
 
 @pytest.fixture
@@ -46,10 +53,11 @@ def test_weights_equal_reference(qkv, sigma, kind):
     assert_close(weights, reference.attention_weights(qkv[0], qkv[1], sigma))
 
 
-def test_svda_attention_equals_reference(qkv, sigma):
+def test_attention_equals_reference(attention, qkv, sigma):
     assert sigma.min() < 0 < sigma.max()
-    out = A.svda_attention(*qkv, sigma)
-    assert_close(out, reference.attention(*qkv, sigma))
+    for diagonal in (sigma, None):
+        out = attention(*qkv, diagonal)
+        assert_close(out, reference.attention(*qkv, diagonal))
 
 
 def test_weights_equal_x_transformers(qkv, rng):
@@ -61,28 +69,26 @@ def test_weights_equal_x_transformers(qkv, rng):
     assert_close(A.attention_weights(qkv[0], qkv[1], sigma), expected)
 
 
-def test_fused_path_equals_materialised_weights(qkv, sigma):
+def test_attention_is_weights_times_values(attention, qkv, sigma):
     weights = A.attention_weights(qkv[0], qkv[1], sigma)
     out = jnp.einsum("bhij,bjhk->bihk", weights, qkv[2])
-    assert_close(A.svda_attention(*qkv, sigma), out)
+    assert_close(attention(*qkv, sigma), out)
 
 
-@pytest.mark.parametrize("attention", ["svda", "softmax"])
+@pytest.mark.parametrize("kind", ["svda", "softmax"])
 def test_directions_without_weight_are_as_directions_that_are_not_there(
-    qkv, sigma, attention
+    attention, qkv, sigma, kind
 ):
     query, key, value = qkv
     keep = K - 2
     query[..., keep:] = key[..., keep:] = sigma[:, keep:] = 0
-    scale = K**-0.5
-    if attention == "svda":
-        full = A.svda_attention(query, key, value, sigma)
-        short = (query[..., :keep], key[..., :keep], value, sigma[:, :keep])
-        assert_close(A.svda_attention(*short, scale=scale), full)
+    short = (query[..., :keep], key[..., :keep], value)
+    if kind == "svda":
+        full = attention(query, key, value, sigma)
+        short += (sigma[:, :keep],)
     else:
-        full = A.softmax_attention(query, key, value)
-        short = (query[..., :keep], key[..., :keep], value)
-        assert_close(A.softmax_attention(*short, scale=scale), full)
+        full = attention(query, key, value)
+    assert_close(attention(*short, scale=K**-0.5), full)
 
 
 def test_constant_sigma_is_cosine_attention(qkv):
@@ -96,24 +102,24 @@ def test_constant_sigma_is_cosine_attention(qkv):
     assert_close(weights, expected)
 
 
-def test_length_of_queries_and_keys_changes_nothing(qkv, sigma, rng):
+def test_length_of_queries_and_keys_changes_nothing(attention, qkv, sigma, rng):
     lengths = np.float32(rng.uniform(0.01, 100, size=(2, B, N, H, 1)))
-    scaled = A.svda_attention(qkv[0] * lengths[0], qkv[1] * lengths[1], qkv[2], sigma)
-    assert_close(scaled, A.svda_attention(*qkv, sigma))
+    scaled = attention(qkv[0] * lengths[0], qkv[1] * lengths[1], qkv[2], sigma)
+    assert_close(scaled, attention(*qkv, sigma))
 
 
-def test_permuting_tokens_permutes_outputs(qkv, sigma, rng):
+def test_permuting_tokens_permutes_outputs(attention, qkv, sigma, rng):
     order = rng.permutation(N)
-    permuted = A.svda_attention(*qkv[:, :, order], sigma)
-    assert_close(permuted, A.svda_attention(*qkv, sigma)[:, order])
+    permuted = attention(*qkv[:, :, order], sigma)
+    assert_close(permuted, attention(*qkv, sigma)[:, order])
 
 
-def test_zero_rows_are_finite_in_value_and_gradient(qkv, sigma):
+def test_zero_rows_are_finite_in_value_and_gradient(attention, qkv, sigma):
     query, key, value = qkv
     query[0, 3], key[1, 4] = 0, 0
 
     def total(*args):
-        return jnp.sum(jnp.square(A.svda_attention(*args)))
+        return jnp.sum(jnp.square(attention(*args)))
 
     out, grads = jax.value_and_grad(total, argnums=(0, 1, 2, 3))(
         query, key, value, sigma
@@ -142,13 +148,14 @@ def plain_attention(query, key, value, sigma):
 @pytest.mark.parametrize("kind", ["svda", "softmax"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (11, 7), (49, 16), (64, 32), (197, 64)])
-def test_value_and_gradients_equal_the_plain_equation(rng, kind, dtype, n, k):
+def test_value_and_gradients_equal_the_plain_equation(
+    attention, rng, kind, dtype, n, k
+):
     query, key, value, direction = jnp.asarray(rng.normal(size=(4, 2, n, 3, k)), dtype)
     sigma = None
-    attend = A.softmax_attention
     if kind == "svda":
         sigma = np.float32(rng.normal(size=(3, k)) * k**0.5)
-        attend = functools.partial(A.svda_attention, sigma=sigma)
+    attend = functools.partial(attention, sigma=sigma)
     actual, actual_vjp = jax.vjp(attend, query, key, value)
     expected, expected_vjp = jax.vjp(
         functools.partial(plain_attention, sigma=sigma), query, key, value
@@ -165,30 +172,30 @@ def test_value_and_gradients_equal_the_plain_equation(rng, kind, dtype, n, k):
         assert_close(one, other, tolerance * max(np.abs(other).max(), 1))
 
 
-def test_gradient_of_sigma_equals_that_of_the_plain_equation(qkv, sigma, rng):
+def test_gradient_of_sigma_equals_that_of_the_plain_equation(
+    attention, qkv, sigma, rng
+):
     direction = np.float32(rng.normal(size=qkv[0].shape))
     actual, expected = (
         jax.vjp(lambda sigma, f=f: f(*qkv, sigma), sigma)[1](direction)[0]
-        for f in (A.svda_attention, plain_attention)
+        for f in (attention, plain_attention)
     )
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_large_scores_do_not_overflow(qkv, sigma):
-    out = A.svda_attention(*qkv, 1e4 * sigma)
+def test_large_scores_do_not_overflow(attention, qkv, sigma):
+    out = attention(*qkv, 1e4 * sigma)
     assert_close(out, plain_attention(*qkv, 1e4 * sigma), 1e-4)
 
 
-def test_gradient_equals_finite_differences(qkv, sigma):
+def test_gradient_equals_finite_differences(attention, qkv, sigma):
     # Central differences at step 1e-2 in float32: error about step^2 and 1e-6 / step.
-    check_grads(
-        A.svda_attention, (*qkv, sigma), 1, ["rev"], eps=1e-2, atol=2e-2, rtol=2e-2
-    )
+    check_grads(attention, (*qkv, sigma), 1, ["rev"], eps=1e-2, atol=2e-2, rtol=2e-2)
 
 
-def test_bfloat16(qkv):
+def test_bfloat16(attention, qkv):
     sigma = np.linspace(-4, 4, H * K, dtype=np.float32).reshape(H, K)
-    out = A.svda_attention(*jnp.bfloat16(qkv), sigma)
+    out = attention(*jnp.bfloat16(qkv), sigma)
     assert out.dtype == jnp.bfloat16
     expected = reference.attention(*qkv, sigma)
     assert_close(np.float32(out), expected, BFLOAT16_TOLERANCE)
@@ -197,13 +204,13 @@ def test_bfloat16(qkv):
     assert_close(weights.sum(-1), np.ones((B, H, N)))
 
 
-def test_jit_equals_eager(qkv, sigma):
-    assert_close(jax.jit(A.svda_attention)(*qkv, sigma), A.svda_attention(*qkv, sigma))
+def test_jit_equals_eager(attention, qkv, sigma):
+    assert_close(jax.jit(attention)(*qkv, sigma), attention(*qkv, sigma))
 
 
 def test_sigma_of_another_shape_is_refused(qkv):
     with pytest.raises(ValueError, match="sigma has shape"):
-        A.svda_attention(*qkv, np.ones(K, np.float32))
+        A.attention(*qkv, np.ones(K, np.float32))
     with pytest.raises(ValueError, match="sigma has shape"):
         A.attention_weights(qkv[0], qkv[1], np.ones((1, K), np.float32))
 
@@ -225,9 +232,8 @@ def test_singular_values_equal_those_of_the_product(rng):
 
 
 def make(kind, spectrum_init="matched", dtype=jnp.float32):
-    return A.ATTENTIONS[kind](
-        H * K, H, spectrum_init=spectrum_init, dtype=dtype, rngs=nnx.Rngs(0)
-    )
+    start = spectrum_init if kind == "svda" else None
+    return A.Attention(H * K, H, spectrum_init=start, dtype=dtype, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize("kind", A.ATTENTIONS)
@@ -240,7 +246,7 @@ def test_module_is_its_function_between_projections(rng, kind):
     expected = module.out(np.float32(attended))
     assert_close(out, expected, 1e-5)  # sums over D = 21 on both sides
     assert trace.query.shape == trace.key.shape == (B, N, H, K)
-    assert trace.spectrum.shape == (H, K)
+    assert module.spectrum.shape == (H, K)
     assert (trace.sigma is None) == (kind == "softmax")
 
 
@@ -268,9 +274,14 @@ def test_both_attentions_start_from_the_same_projections():
         np.testing.assert_array_equal(a, b)
 
 
-def test_spectrum_of_the_baseline_has_no_gradient(rng):
+def test_spectrum_of_the_baseline_has_no_gradient():
     module = make("softmax")
-    x = np.float32(rng.normal(size=(B, N, H * K)))
     graphdef, params = nnx.split(module, nnx.Param)
-    grads = jax.grad(lambda p: jnp.sum(nnx.merge(graphdef, p)(x)[1].spectrum))(params)
+    grads = jax.grad(lambda p: jnp.sum(nnx.merge(graphdef, p).spectrum))(params)
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_a_forward_pass_does_not_measure_the_spectrum(rng, monkeypatch):
+    """Run eagerly, singular values would cost more than the layer."""
+    monkeypatch.setattr(A, "singular_values", None)
+    make("softmax")(np.float32(rng.normal(size=(B, N, H * K))))

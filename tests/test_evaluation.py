@@ -10,6 +10,7 @@ from flax import nnx
 from svda_jax.data.in_memory import Examples, InMemory
 from svda_jax.devices import parallel
 from svda_jax.models import indicators as I
+from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT
 from svda_jax.train import steps
 from svda_jax.train.loop import create_evaluate
@@ -64,7 +65,10 @@ def test_evaluation_is_the_mean_over_single_images(
     one = jax.jit(
         lambda image: [
             I.compute_indicators(
-                trace, jax.random.fold_in(jax.random.key(5), layer), 0.1
+                trace,
+                model.blocks[layer].attention.spectrum,
+                jax.random.fold_in(jax.random.key(5), layer),
+                0.1,
             )
             for layer, trace in enumerate(model(image[None])[1])
         ]
@@ -96,7 +100,8 @@ def test_logits_are_the_same_with_and_without(
     make_model_config, make_params, attention
 ):
     config = make_model_config(attention=attention)
-    graphdef, params = steps.create_graphdef(config), make_params(config)
+    ops, params = choose(jax.devices()[0]), make_params(config)
+    graphdef = steps.create_graphdef(config, ops)
     images = evaluation(config, 8)[1].images
 
     @jax.jit
@@ -107,7 +112,8 @@ def test_logits_are_the_same_with_and_without(
     def together(params, images):
         logits, traces = nnx.merge(graphdef, params)(images)
         return logits, [
-            I.compute_indicators(trace, jax.random.key(0), 0.1) for trace in traces
+            I.attentional_indicators(trace, jax.random.key(0), 0.1, ops=ops)
+            for trace in traces
         ]
 
     np.testing.assert_array_equal(alone(params, images), together(params, images)[0])

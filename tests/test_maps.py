@@ -15,7 +15,7 @@ B, H, K, L, G = 2, 3, 5, 3, 3
 def make_traces(rng, num_tokens):
     query, key = np.float32(rng.normal(size=(2, L, B, num_tokens, H, K)))
     sigma = np.float32(rng.normal(size=(L, H, K)) * K)
-    return [Trace(*one, one[-1]) for one in zip(query, key, sigma, strict=True)]
+    return [Trace(*one) for one in zip(query, key, sigma, strict=True)]
 
 
 @pytest.fixture(params=["gap", "cls"])

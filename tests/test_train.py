@@ -77,7 +77,8 @@ def test_run_can_be_loaded_and_looked_into(finished, make_config):
     assert vit_config(run.config) == vit_config(make_config(**OPTIONS))
     logits, traces = run.model(np.zeros((3, 8, 8, 1), np.uint8))
     assert logits.shape == (3, 10)
-    spectra = np.stack([trace.spectrum for trace in traces])
+    assert len(traces) == len(run.model.blocks)
+    spectra = np.stack([block.attention.spectrum for block in run.model.blocks])
     np.testing.assert_allclose(run.history["spectrum"][-1], spectra, rtol=1e-6)
 
 

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from svda_jax import UserError
+from svda_jax.models.ops import PLAIN, choose
 from svda_jax.models.vit import Dropout, PatchEmbed, ViT
 
 B = 5
@@ -53,14 +54,16 @@ def test_attention_changes_h_k_l_parameters(make_model_config):
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
 @pytest.mark.parametrize(("pool", "tokens"), [("gap", 9), ("cls", 10)])
 def test_logits_and_traces(make_model_config, images, attention, pool, tokens):
-    logits, traces = make(make_model_config(attention=attention, pool=pool))(images)
+    model = make(make_model_config(attention=attention, pool=pool))
+    logits, traces = model(images)
     assert logits.shape == (B, 7)
     assert logits.dtype == jnp.float32
     np.testing.assert_array_equal(logits, 0)  # the head starts at zero
     assert len(traces) == 2
     for trace in traces:
         assert trace.query.shape == trace.key.shape == (B, tokens, 3, 5)
-        assert trace.spectrum.shape == (3, 5)
+        assert trace.scale == 5**-0.5
+    assert all(block.attention.spectrum.shape == (3, 5) for block in model.blocks)
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
@@ -68,16 +71,17 @@ def test_layers_can_have_fewer_directions(
     make_model_config, images, randomize, attention
 ):
     config = make_model_config(attention=attention, qk_dim=(4, 2))
-    logits, traces = randomized(config, randomize)(images)
+    model = randomized(config, randomize)
+    logits, traces = model(images)
     assert logits.shape == (B, 7)
-    for trace, directions in zip(traces, (4, 2), strict=True):
+    for block, trace, directions in zip(model.blocks, traces, (4, 2), strict=True):
         assert trace.query.shape == trace.key.shape == (B, 9, 3, directions)
-        assert trace.spectrum.shape == (3, directions)
+        assert block.attention.spectrum.shape == (3, directions)
         assert trace.scale == 5**-0.5  # that of all directions
 
 
 def test_patch_embed_takes_patches_row_by_row(make_model_config, rng):
-    embed = PatchEmbed(make_model_config(), rngs=nnx.Rngs(0))
+    embed = PatchEmbed(make_model_config(), ops=PLAIN, rngs=nnx.Rngs(0))
     images = np.float32(rng.normal(size=(B, 6, 6, 2)))
     tokens = embed(images)
     for token in range(9):
@@ -116,7 +120,7 @@ def test_bfloat16_is_near_float32(make_model_config, images, randomize):
 
 def test_dropout_keeps_the_mean_and_drops_the_rate():
     keys = jax.random.split(jax.random.key(0), 100)
-    x = Dropout(keys, 401)(jnp.ones((100, 401)), 0.25, (401,))
+    x = Dropout(PLAIN.draw(keys, 401))(jnp.ones((100, 401)), 0.25, (401,))
     np.testing.assert_allclose(np.unique(x), [0, 1 / 0.75])
     # 40,100 draws: the standard error of the rate is 0.002.
     assert np.mean(x == 0) == pytest.approx(0.25, abs=0.01)
@@ -124,13 +128,13 @@ def test_dropout_keeps_the_mean_and_drops_the_rate():
 
 def test_drop_path_drops_whole_images():
     keys = jax.random.split(jax.random.key(0), 1000)
-    x = Dropout(keys, 1)(jnp.ones((1000, 3, 2)), 0.5, (1, 1))
+    x = Dropout(PLAIN.draw(keys, 1))(jnp.ones((1000, 3, 2)), 0.5, (1, 1))
     assert set(np.asarray(x).reshape(1000, 6).sum(-1)) == {0.0, 12.0}
     assert np.mean(x == 0) == pytest.approx(0.5, abs=0.06)
 
 
 def test_every_place_drops_differently():
-    drop = Dropout(jax.random.split(jax.random.key(0), 7), 4000)
+    drop = Dropout(PLAIN.draw(jax.random.split(jax.random.key(0), 7), 4000))
     first, second = (drop(jnp.ones((7, 2000)), 0.5, (2000,)) for _ in range(2))
     # Agreement of independent halves: 14,000 draws, standard error 0.004.
     assert np.mean(first == second) == pytest.approx(0.5, abs=0.02)
@@ -149,6 +153,86 @@ def test_dropout_is_a_function_of_the_images_key(
     others = jax.random.split(jax.random.key(1), B)
     assert not np.allclose(model(images, dropout_keys=others)[0], logits)
     assert not np.allclose(model(images)[0], logits)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_a_model_can_be_built_for_a_machine(
+    make_model_config, images, randomize, attention
+):
+    config = make_model_config(attention=attention)
+    quick = ViT(config, ops=choose(jax.devices()[0]), rngs=nnx.Rngs(0))
+    graphdef, start = nnx.split(quick, nnx.Param)
+    plain = nnx.state(make(config), nnx.Param)
+    jax.tree.map(np.testing.assert_array_equal, start, plain)
+    params = randomize(nnx.to_pure_dict(start), 0.3)
+    expected = randomized(config, randomize)(images)[0]
+    assert (quick.ops, make(config).ops) == (choose(jax.devices()[0]), PLAIN)
+    # Float32 rounding through two layers; logits of order one.
+    logits = nnx.merge(graphdef, params)(images)[0]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_plain_differentiates_forwards_and_twice(
+    make_model_config, images, randomize, attention
+):
+    model = randomized(make_model_config(attention=attention), randomize)
+    x, step = np.float32(images[:1]), np.float32(images[1:2])
+
+    def along(t):
+        return model(x + t * step)[0]
+
+    logits, slope = jax.jvp(along, (0.0,), (1.0,))
+    np.testing.assert_allclose(logits, model(x)[0], rtol=0, atol=1e-5)
+    # Central differences at 1e-2 in float32: errors of step^2 and 1e-6 / step.
+    differences = (along(1e-2) - along(-1e-2)) / 2e-2
+    np.testing.assert_allclose(slope, differences, rtol=0, atol=2e-3)
+    curve = jax.hessian(lambda t: along(t)[0, 0])(0.0)
+    slopes = [jax.grad(lambda t: along(t)[0, 0])(t) for t in (1e-2, -1e-2)]
+    np.testing.assert_allclose(curve, (slopes[0] - slopes[1]) / 2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+@pytest.mark.parametrize("pool", ["gap", "cls"])
+def test_plain_is_exported_for_any_batch(
+    make_model_config, images, randomize, attention, pool, dtype
+):
+    config = make_model_config(attention=attention, pool=pool, dtype=dtype)
+    model = randomized(config, randomize)
+    (batch,) = jax.export.symbolic_shape("b")
+    exported = jax.export.export(jax.jit(lambda images: model(images)[0]))(
+        jax.ShapeDtypeStruct((batch, 6, 6, 2), np.uint8)
+    )
+    exported = jax.export.deserialize(exported.serialize())
+    for size in (1, B):
+        expected = jax.jit(model)(images[:size])[0]
+        # Rounding: the programs may be compiled differently.
+        tolerance = 1e-5 if dtype == "float32" else 3e-2
+        logits = exported.call(images[:size])
+        np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_plain_is_written_as_onnx(
+    make_model_config, images, randomize, tmp_path, attention
+):
+    jax2onnx = pytest.importorskip("jax2onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    model = randomized(make_model_config(attention=attention), randomize)
+    path = tmp_path / "model.onnx"
+    jax2onnx.to_onnx(
+        lambda images: model(images)[0],
+        [("B", 6, 6, 2)],
+        return_mode="file",
+        output_path=str(path),
+    )
+    session = runtime.InferenceSession(path)
+    for size in (1, B):
+        x = np.float32(images[:size])
+        (logits,) = session.run(None, {session.get_inputs()[0].name: x})
+        # Float32 rounding of another runtime; logits of order one.
+        np.testing.assert_allclose(logits, model(x)[0], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,17 @@ def layer_norm(x, scale, bias):
     Source: Ba et al. 2016.
     """
     y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    if x.dtype == jnp.float32:
+        variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+    else:  # squares of 16 bits are exact in float32: one pass takes both means
+        variance = jnp.mean(jnp.square(y), axis=-1, keepdims=True) - jnp.square(mean)
+        variance = jnp.maximum(variance, 0)
+    y = (y - mean) * jax.lax.rsqrt(variance + 1e-6)
     return (y * scale + bias).astype(x.dtype)
 
 
+@jax.custom_jvp
 def normalize(x):
     """x / max(||x||_2, EPSILON) over the last axis.
 
@@ -58,9 +64,25 @@ def normalize(x):
     Returns:
       `[..., K]` of the dtype of x. A zero row stays zero and has a finite gradient.
     """
+    return _normalize(x)[0]
+
+
+def _normalize(x):
     y = x.astype(jnp.float32)
     squared = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
-    return (y * jax.lax.rsqrt(jnp.maximum(squared, EPSILON**2))).astype(x.dtype)
+    inverse = jax.lax.rsqrt(jnp.maximum(squared, EPSILON**2))  # [..., 1]
+    return (y * inverse).astype(x.dtype), inverse
+
+
+@normalize.defjvp
+def _normalize_jvp(primals, tangents):
+    """A change less its part along x; of x, x_hat alone is kept, as attention does."""
+    x_hat, inverse = _normalize(*primals)
+    change = tangents[0].astype(jnp.float32)
+    along = jnp.sum(change * x_hat, axis=-1, keepdims=True)
+    # A vector shorter than EPSILON is only multiplied by 1 / EPSILON.
+    change = (change - x_hat * jnp.where(inverse < 1 / EPSILON, along, 0)) * inverse
+    return x_hat, change.astype(x_hat.dtype)
 
 
 def attend(query, key, value, sigma):
@@ -76,13 +98,9 @@ def attend(query, key, value, sigma):
       `[B, N, H, V]` of the dtype of value.
     """
     query = (query * sigma).astype(query.dtype)
-    weights = softmax(jnp.einsum("bihk,bjhk->bhij", query, key))
+    scores = jnp.einsum("bihk,bjhk->bhij", query, key).astype(jnp.float32)
+    weights = jax.nn.softmax(scores).astype(value.dtype)
     return jnp.einsum("bhij,bjhv->bihv", weights, value)
-
-
-def softmax(scores):
-    """exp(scores) / sum(exp(scores)) over the last axis, of the dtype of scores."""
-    return jax.nn.softmax(scores.astype(jnp.float32)).astype(scores.dtype)
 
 
 def draw(keys, size):

@@ -1,0 +1,360 @@
+"""The operations on every machine, in values and gradients; which one each gets."""
+
+import itertools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+
+from svda_jax.models import ops as O
+from svda_jax.models.layers import LayerNorm, Linear
+from svda_jax.models.ops import cpu, gpu
+from svda_jax.models.ops.plain import EPSILON
+
+K = 7
+
+
+def device(platform, **attributes):
+    return types.SimpleNamespace(platform=platform, **attributes)
+
+
+OPS = {
+    "plain": O.PLAIN,
+    "cpu": O.choose(device("cpu")),
+    "gpu": O.choose(device("gpu", compute_capability="9.0")),
+    "tpu": O.choose(device("tpu")),
+}
+
+
+@pytest.fixture(params=OPS)
+def ops(request, monkeypatch):
+    """Those of a machine; XLA does what cuDNN's kernel would."""
+    attend = jax.nn.dot_product_attention
+
+    def kernel(*args, implementation, **options):
+        assert implementation == "cudnn"
+        return attend(*args, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    return OPS[request.param]
+
+
+def assert_close(actual, expected, tolerance):
+    """Within a share of the largest entry, or of one where all are smaller."""
+    actual, expected = np.float32(actual), np.float32(expected)
+    limit = tolerance * max(np.abs(expected).max(), 1)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
+
+
+def slopes(function, arrays, direction):
+    """Gradients of sum(function * direction) by central differences in float64."""
+    arrays = [np.float64(array) for array in arrays]
+    grads = [np.zeros_like(array) for array in arrays]
+    for array, grad in zip(arrays, grads, strict=True):
+        for at in np.ndindex(array.shape):
+            middle, ends = array[at], []
+            for step in (1e-5, -1e-5):
+                array[at] = middle + step
+                ends.append(np.sum(function(*arrays) * direction))
+            array[at] = middle
+            grad[at] = (ends[0] - ends[1]) / 2e-5
+    return grads
+
+
+# name: function of float64 loops, shapes of the activations, of the parameters.
+LOOPS = {
+    "linear": (reference.linear, [(2, 3, 5)], [(5, 2, 4), (2, 4)]),
+    "layer_norm": (reference.layer_norm, [(2, 3, 13)], [(13,), (13,)]),
+    "normalize": (reference.normalize, [(2, 3, 2, K)], []),
+    "attend": (reference.attend, [(2, 5, 2, 3)] * 3, [(2, 3)]),
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Float32 rounding, through exp and sums of up to 13. bfloat16 rounds to 2^-9, at
+    # most a few times between operands and result.
+    [("float32", 3e-6), ("bfloat16", 2e-2)],
+)
+@pytest.mark.parametrize("name", LOOPS)
+def test_values_and_gradients_equal_float64_loops(rng, ops, name, dtype, tolerance):
+    function, activations, parameters = LOOPS[name]
+    arrays = [jnp.asarray(rng.normal(size=s), dtype) for s in activations]
+    arrays += [jnp.asarray(rng.normal(size=s), "float32") for s in parameters]
+    exact = [np.float64(np.float32(array)) for array in arrays]
+    expected = function(*exact)
+    direction = jnp.asarray(rng.normal(size=expected.shape), dtype)
+    out, vjp = jax.vjp(getattr(ops, name), *arrays)
+    assert out.dtype == dtype
+    assert_close(out, expected, tolerance)
+    wanted = slopes(function, exact, np.float64(np.float32(direction)))
+    for grad, array, other in zip(vjp(direction), arrays, wanted, strict=True):
+        assert (grad.shape, grad.dtype) == (array.shape, array.dtype)
+        assert_close(grad, other, tolerance)
+
+
+CASES = {  # in_features, out_features, shape of x
+    "matrix": (5, 6, (2, 3, 5)),
+    "into heads": (6, (2, 4), (2, 3, 6)),
+    "out of heads": ((2, 4), 6, (3, 5, 2, 4)),
+    "one row": (5, 3, (5,)),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_linear_equals_flax(rng, ops, case, dtype):
+    """The same start from the same keys, values and gradients."""
+    inputs, outputs, shape = CASES[case]
+    axis = (-2, -1) if case == "out of heads" else -1
+    init = nnx.initializers.xavier_uniform()
+    options = {"kernel_init": init, "dtype": dtype}
+    ours_rngs, flax_rngs = nnx.Rngs(3), nnx.Rngs(3)
+    layers = (
+        Linear(inputs, outputs, **options, ops=ops, rngs=ours_rngs),
+        nnx.LinearGeneral(inputs, outputs, axis=axis, **options, rngs=flax_rngs),
+    )
+    assert ours_rngs.params.count[...] == flax_rngs.params.count[...]
+    x = jnp.asarray(rng.normal(size=shape), dtype)
+    bias = jnp.asarray(rng.normal(size=outputs), jnp.float32)
+    results = []
+    for layer in layers:
+        graphdef, start = nnx.split(layer, nnx.Param)
+        start = nnx.to_pure_dict(start)
+        params = {**start, "bias": bias}
+        out, vjp = jax.vjp(lambda p, x, g=graphdef: nnx.merge(g, p)(x), params, x)
+        direction = jnp.asarray(np.random.default_rng(0).normal(size=out.shape))
+        results.append((start, out, *vjp(direction.astype(out.dtype))))
+    jax.tree.map(np.testing.assert_array_equal, *(result[0] for result in results))
+    # Sums of up to 15 products; a bfloat16 has 8 bits.
+    tolerance = 1e-2 if dtype == jnp.bfloat16 else 1e-6
+    for actual, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+        assert_close(actual, expected, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_of_parameters_add_up_in_float32(ops, dtype):
+    ones = jnp.ones((1000, 3), dtype)  # bfloat16 would stop at 256
+    params = {
+        "linear": (jnp.zeros((3, 2)), jnp.zeros(2)),
+        "layer_norm": (jnp.ones(3), jnp.zeros(3)),
+    }
+    for name, (first, bias) in params.items():
+        out, vjp = jax.vjp(lambda b, n=name, f=first: getattr(ops, n)(ones, f, b), bias)
+        (grad,) = vjp(jnp.ones_like(out))
+        np.testing.assert_array_equal(grad, np.full(bias.shape, 1000))
+
+
+def test_layer_norm_starts_like_flax_and_equals_it(rng, ops):
+    x = np.float32(rng.normal(size=(5, 13)) * 3 + 1)
+    ours_rngs, flax_rngs = nnx.Rngs(0), nnx.Rngs(0)
+    ours = LayerNorm(13, ops=ops, rngs=ours_rngs)
+    flax = nnx.LayerNorm(13, rngs=flax_rngs)
+    assert ours_rngs.params.count[...] == flax_rngs.params.count[...]
+    start, other = (nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (ours, flax))
+    jax.tree.map(np.testing.assert_array_equal, start, other)
+    # Float32 rounding; Flax takes the variance as E x^2 - (E x)^2.
+    np.testing.assert_allclose(ours(x), flax(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_layer_norm_at_rows_that_hardly_vary(rng, ops, dtype):
+    """Values and gradients, at ordinary, constant and hardly varying rows."""
+    x = np.float32(rng.normal(size=(5, 13)) * 3 + 1)
+    x[1] = 2
+    x[2] = 2 + 2**-10 * np.round(x[2])
+    x[3] += 100
+    scale, bias = np.float32(rng.normal(size=(2, 13)))
+    x, direction = (jnp.asarray(a, dtype) for a in (x, rng.normal(size=x.shape)))
+
+    def equation(x, scale, bias):
+        x = x.astype(jnp.float32)
+        x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x / jnp.sqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+        return (x * scale + bias).astype(dtype)
+
+    results = []
+    for function in (equation, ops.layer_norm):
+        out, vjp = jax.vjp(function, x, scale, bias)
+        results.append((out, *vjp(direction)))
+    # Of the largest entry: a float32 near 2 is rounded to 2^-23, which is 1e-4 of the
+    # third row's deviation; a bfloat16 result has 8 bits, and bfloat16 near 100 are so
+    # far apart that the rounding of E x^2 to 2^-24 is 2e-3 of the variance.
+    tolerance = 5e-4 if dtype == jnp.float32 else 1e-2
+    for expected, actual in zip(*results, strict=True):
+        assert actual.dtype == expected.dtype
+        actual, expected = np.float32(actual), np.float32(expected)
+        limit = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_normalize_gives_unit_vectors_at_any_length(rng, ops, scale):
+    x = ops.normalize(np.float32(scale * rng.normal(size=(5, K))))
+    lengths = np.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(lengths, np.ones(5), rtol=0, atol=2e-6)
+
+
+def test_gradient_of_normalize_at_short_and_long_vectors(rng, ops):
+    x = np.float32(rng.normal(size=(4, K)))
+    x[1] *= 0.3 * EPSILON / np.linalg.norm(x[1])  # shorter than what is let through
+    x[2] *= 1e4
+    direction = np.float32(rng.normal(size=x.shape))
+
+    def equation(x):
+        squared = jnp.maximum(jnp.sum(x * x, -1, keepdims=True), EPSILON**2)
+        return x / jnp.sqrt(squared)
+
+    (actual,), (expected,) = (
+        jax.vjp(function, x)[1](direction) for function in (ops.normalize, equation)
+    )
+    # Rounding of a sum of K = 7 products.
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(actual[1] * EPSILON, direction[1], rtol=0, atol=1e-6)
+
+
+def test_gradient_of_normalize_at_zero_is_that_of_a_product(ops):
+    zero, direction = jnp.zeros((1, K)), jnp.ones((1, K))
+    (grad,) = jax.vjp(ops.normalize, zero)[1](direction)
+    np.testing.assert_allclose(grad, direction / EPSILON, rtol=1e-6)
+
+
+SHAPES = {  # B, N, H, K, V
+    "ordinary": (2, 11, 3, 7, 7),
+    "one token": (3, 1, 2, 4, 4),
+    "one head": (2, 5, 1, 8, 8),
+    "one direction": (1, 6, 2, 1, 5),
+    "fewer directions than values": (2, 9, 2, 3, 8),
+    "benchmark": (4, 50, 4, 16, 16),
+}
+
+
+def attend_equation(query, key, value, sigma):
+    """The equation as it stands, in float32."""
+    query, key, value = (x.astype(jnp.float32) for x in (query, key, value))
+    scores = jnp.einsum("bihk,hk,bjhk->bhij", query, sigma, key, precision="highest")
+    weights = jax.nn.softmax(scores, axis=-1)
+    return jnp.einsum("bhij,bjhv->bihv", weights, value, precision="highest")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    # Float32 through sums over up to 50 tokens; bfloat16 has 8 bits, and its scores of
+    # up to 10 move weights by as many units.
+    [("float32", 1e-5), ("bfloat16", 0.06)],
+)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attend_equals_the_equation(rng, ops, shape, dtype, tolerance):
+    b, n, h, k, v = SHAPES[shape]
+    query, key = (rng.normal(size=(b, n, h, k)) for _ in range(2))
+    value, direction = (rng.normal(size=(b, n, h, v)) for _ in range(2))
+    query[0, 0] = 0
+    key[0, -1] = 0
+    operands = [jnp.asarray(x, dtype) for x in (query, key, value)]
+    operands.append(jnp.asarray(rng.normal(size=(h, k)), jnp.float32))
+    direction = jnp.asarray(direction, dtype)
+    out, vjp = jax.vjp(ops.attend, *operands)
+    expected, expected_vjp = jax.vjp(attend_equation, *operands)
+    results = zip(
+        [out, *vjp(direction)],
+        [expected, *expected_vjp(direction.astype(jnp.float32))],
+        [operands[2], *operands],
+        strict=True,
+    )
+    for actual, wanted, like in results:
+        assert (actual.shape, actual.dtype) == (like.shape, like.dtype)
+        assert_close(actual, wanted, tolerance)
+
+
+@pytest.mark.parametrize("shift", [-1e3, 1e3])
+def test_scores_of_any_size_stay_finite(rng, ops, shift):
+    query = np.float32(rng.normal(size=(1, 4, 1, 2)))
+    key = np.float32(shift + rng.normal(size=(1, 4, 1, 2)))
+    out, vjp = jax.vjp(ops.attend, query, key, query, jnp.ones((1, 2)))
+    for array in (out, *vjp(jnp.ones_like(out))):
+        assert np.isfinite(array).all()
+
+
+def test_machines_draw_the_same_numbers(ops):
+    keys = jax.random.split(jax.random.key(0), 3)
+    numbers = ops.draw(keys, 5)
+    assert (numbers.shape, numbers.dtype) == ((3, 5), jnp.uint16)
+    np.testing.assert_array_equal(numbers, O.PLAIN.draw(keys, 5))
+
+
+def test_a_device_gets_the_operations_of_its_kind():
+    assert O.choose(jax.devices()[0]) == O.Ops.of(cpu)
+    assert O.choose(device("tpu")) == O.Ops.of(O.tpu)
+    assert O.choose(device("rocket")) == O.PLAIN
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [("9.0", True), ("12.0", True), ("8.0", True), ("7.5", False), ("gfx90a", False)],
+)
+def test_gpus_need_compute_capability_8(capability, expected):
+    one = device("gpu", compute_capability=capability)
+    assert O.choose(one) == (O.Ops.of(gpu) if expected else O.PLAIN)
+    assert O.choose(device("gpu")) == O.PLAIN
+
+
+@pytest.mark.parametrize(
+    ("dtype", "directions", "expected"),
+    [
+        ("bfloat16", (64, 64, 64), True),
+        ("float16", (128, 128, 128), True),
+        ("float32", (64, 64, 64), False),
+        ("bfloat16", (20, 20, 20), False),
+        ("bfloat16", (136, 136, 136), False),
+        ("bfloat16", (64, 64, 32), False),
+    ],
+)
+def test_where_the_fused_kernel_is_used(monkeypatch, dtype, directions, expected):
+    calls = []
+    monkeypatch.setattr(
+        jax.nn, "dot_product_attention", lambda q, *args, **options: calls.append(q)
+    )
+    query, key, value = (jnp.zeros((1, 3, 2, k), dtype) for k in directions)
+    gpu.attend(query, key, value, jnp.ones((2, directions[0])))
+    assert bool(calls) == expected
+
+
+def test_sums_as_products_equal_sums(rng):
+    x = np.float32(rng.normal(size=(2, 3, 7)))
+    # Rounding of a sum of 7.
+    expected = x.sum(-1, keepdims=True)
+    np.testing.assert_allclose(cpu.sum_last(x), expected, rtol=0, atol=2e-6)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        total = cpu.sum_rows(jnp.ones((1000, 3), dtype))
+        assert total.dtype == dtype
+        np.testing.assert_array_equal(np.float32(total), np.full(3, 1000))
+
+
+def test_plain_differentiates_forwards_and_twice(rng):
+    """Along two directions, against differences of first gradients."""
+    arrays = [jnp.asarray(rng.normal(size=(1, 3, 2, 5)), jnp.float32) for _ in range(3)]
+    sigma = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
+
+    def function(query, key, value):
+        unit = O.PLAIN.normalize(query), O.PLAIN.normalize(key)
+        out = O.PLAIN.attend(*unit, value, sigma)
+        return jnp.sum(jnp.square(O.PLAIN.layer_norm(out, sigma[0], sigma[1])))
+
+    for at, other in itertools.product(range(3), repeat=2):
+        step = jnp.asarray(rng.normal(size=arrays[other].shape), jnp.float32)
+        grad = jax.grad(function, argnums=at)
+
+        def along(t, grad=grad, other=other, step=step):
+            moved = list(arrays)
+            moved[other] = moved[other] + t * step
+            return grad(*moved)
+
+        _, curve = jax.jvp(along, (0.0,), (1.0,))
+        # Central differences at 1e-2 in float32: errors of step^2 and 1e-6 / step.
+        differences = (along(1e-2) - along(-1e-2)) / 2e-2
+        assert_close(curve, differences, 2e-2)
