@@ -117,9 +117,7 @@ def test_help_lists_every_option_with_default_and_comment(capsys):
     assert max(map(len, lines)) <= 88
 
 
-SLOW = (
-    "{'jax', 'flax', 'numpy', 'orbax', 'matplotlib', 'xarray', 'grain'}"
-)
+SLOW = "{'jax', 'flax', 'numpy', 'orbax', 'matplotlib', 'xarray', 'grain'}"
 
 
 @pytest.mark.parametrize(
