@@ -2,8 +2,6 @@
 
 A config file is Python, whose `get_config()` returns what differs from `defaults()`:
 
-    from svda_jax.config import defaults
-
     def get_config():
         config = defaults()  # or recipe("digits"), configs/digits.py
         config.num_epochs = 50
@@ -22,7 +20,7 @@ import runpy
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from svda_jax import UserError
 
@@ -34,7 +32,6 @@ class Option(NamedTuple):
       default: a type alone is that of an option that every data set must say itself. A
         config without the key, such as that of an older run, has the default.
       rule: what a value must be, in words and as a function; None: all are right.
-      comment: what it does.
     """
 
     default: Any
@@ -176,14 +173,16 @@ TYPES = {
 }
 REQUIRED = {key for key, option in OPTIONS.items() if option.default is TYPES[key]}
 
-# The recipes beside the package in the repository, inside it where it is installed.
-_HERE = pathlib.Path(__file__).parent
-RECIPES = next(p for p in (_HERE / "configs", _HERE.parent / "configs") if p.is_dir())
+# Inside the package where it is installed, beside it in the repository.
+RECIPES = pathlib.Path(__file__).with_name("configs")
+if not RECIPES.exists():
+    RECIPES = RECIPES.parent.with_name("configs")
 
 
 def defaults():
-    """A config to change: the defaults. It is checked when it is used."""
-    return _nest({k: o.default for k, o in OPTIONS.items() if k not in REQUIRED})
+    """A config to change: the defaults. It takes any value and is checked when used."""
+    values = {k: FieldReference(o.default, object) for k, o in OPTIONS.items()}
+    return _nest({k: values[k] for k in values if k not in REQUIRED}, type_safe=False)
 
 
 def recipe(name):
@@ -226,7 +225,7 @@ def check(config):
         value = values[key] = _typed(key, flat.get(key, option.default))
         if option.rule and not option.rule[1](value):
             raise UserError(f"{key}={value} {option.rule[0]}")
-    return _nest(values, type_safe=True).lock()
+    return _nest(values).lock()
 
 
 def validate(config, *, num_devices):
@@ -294,12 +293,12 @@ def flatten(config):
     return flat
 
 
-def _nest(flat, *, type_safe=False):
+def _nest(flat, *, type_safe=True):
     nested = {}
     for key, value in flat.items():
         section, _, name = key.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[name] = value
-    return ConfigDict(nested, type_safe=type_safe)
+    return ConfigDict(nested, type_safe)
 
 
 def _read(path):
@@ -320,7 +319,8 @@ def _read(path):
 
 
 def _unknown(key, prefix=""):
-    nearest = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0)[0]
+    short = {"".join(re.findall(r"(?:^|_)(.)", k)): k for k in OPTIONS}  # lr, wd, ...
+    nearest = short.get(key) or difflib.get_close_matches(key, OPTIONS, 1, 0)[0]
     return UserError(f"the config has no key {key}; did you mean {prefix}{nearest}?")
 
 

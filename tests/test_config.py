@@ -1,5 +1,7 @@
 """The rules of a config, and that every config keeps them."""
 
+import ast
+import dataclasses
 import pathlib
 
 import jax
@@ -7,18 +9,23 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svda_jax import UserError
-from svda_jax.config import validate
-from svda_jax.devices import parallel
-from svda_jax.main import load_config
-from svda_jax.models.vit import ViT
-from svda_jax.train.loop import create_training
-
-CONFIGS = sorted(
-    path
-    for path in pathlib.Path(__file__).parent.parent.joinpath("configs").glob("*.py")
-    if path.stem != "default"
+from svda_jax import UserError, parallel
+from svda_jax.config import (
+    OPTIONS,
+    check,
+    defaults,
+    flatten,
+    from_json,
+    load,
+    recipe,
+    to_json,
+    validate,
 )
+from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
+from svda_jax.models.vit import DTYPES, POOLS, ViT, ViTConfig
+from svda_jax.train import create_training
+
+CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath("configs").glob("*.py"))
 
 
 # Parameters with SVDA, and of them those of sigma, which softmax attention has not.
@@ -39,7 +46,7 @@ def test_every_config_is_counted():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_has_its_number_of_parameters(path):
-    config = load_config(path)
+    config = load(path)
     expected, of_sigma = NUM_PARAMETERS[path.stem]
     for attention, count in (("svda", expected), ("softmax", expected - of_sigma)):
         config.model.attention = attention
@@ -67,7 +74,7 @@ def test_every_config_has_its_number_of_parameters(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_trains(path, depth, rng):
     """Two steps, with its augmentation, on data of its shape."""
-    config = load_config(path)
+    config = load(path)
     config.batch_size = 2
     config.model.depth = depth or config.model.depth
     mesh = parallel.create_mesh(jax.devices()[:1])
@@ -143,9 +150,114 @@ def test_every_config_trains(path, depth, rng):
         ({"model__num_heads": 3}, "model.num_heads=3 must divide model.width=16"),
         ({"model__patch_size": 3}, "model.patch_size=3 must divide dataset.image_size"),
         ({"model__attention": "svd"}, "model.attention=svd must be one of"),
+        ({"model__pool": "max"}, "model.pool=max must be one of gap, cls"),
+        ({"model__spectrum_init": "big"}, "model.spectrum_init=big must be one of"),
+        ({"model__dtype": "float16"}, "model.dtype=float16 must be one of"),
+        ({"model__dropout": 1.0}, "model.dropout=1.0 must be at least 0 and less"),
+        ({"model__drop_path": -0.1}, "model.drop_path=-0.1 must be at least 0 and"),
+        ({"model__width": 0}, "model.width=0 must be positive"),
+        ({"model__num_heads": 0}, "model.num_heads=0 must be positive"),
+        ({"dataset__num_classes": 0}, "dataset.num_classes=0 must be positive"),
+        ({"model__qk_dim": (4,)}, "model.qk_dim=.* for each layer of model.depth=2"),
+        ({"model__qk_dim": (4, 0)}, "model.qk_dim=.* must be .* a positive integer"),
+        ({"dataset__mean": (0.5, 1)}, "mean=.* for each of dataset.channels=1"),
+        ({"dataset__std": (0.0,)}, "dataset.std=.* must be positive"),
+        ({"log_every_steps": -1}, "log_every_steps=-1 must not be negative"),
+        ({"pictures_every_epochs": -1}, "pictures_every_epochs=-1 must not be neg"),
     ],
 )
 def test_bad_value_names_key_rule_and_value(make_config, changes, message):
     with pytest.raises(UserError, match=message) as error:
         validate(make_config(**changes), num_devices=8)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": "2"}, "seed='2' must be an integer"),
+        ({"seed": 2.0}, "seed=2.0 must be an integer"),
+        ({"seed": None}, "seed=None must be an integer"),
+        ({"seed": True}, "seed=True must be an integer"),
+        ({"learning_rate": "1"}, "learning_rate='1' must be a number"),
+        ({"learning_rate": True}, "learning_rate=True must be a number"),
+        ({"learning_rate": 10**400}, "learning_rate=1000* must be a number"),
+        ({"augment.flip": 1}, "augment.flip=1 must be True or False"),
+        ({"dataset.name": 3}, "dataset.name=3 must be text"),
+        ({"dataset.mean": 0.5}, "dataset.mean=0.5 must be numbers"),
+        ({"dataset.mean": ["a"]}, r"dataset.mean=\('a',\) must be numbers"),
+        ({"lr": 0.5}, "the config has no key lr; did you mean learning_rate?"),
+        (
+            {"augment.rand_aug": 2},
+            "no key augment.rand_aug; did you mean augment.rand_augment?",
+        ),
+        ({"model": 3}, "the config has no key model; did you mean model."),
+        ({"seed.x": 3}, "the config has no key seed.x; did you mean seed"),
+    ],
+)
+def test_bad_type_or_key_is_named(changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        check(flatten(recipe("digits")) | changes)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_is_completed_converted_and_locked():
+    config = recipe("digits")
+    config.learning_rate = 1
+    config.dataset.mean = [0.5]
+    config = check(config)
+    assert type(config.learning_rate) is float
+    assert config.dataset.mean == (0.5,)
+    assert list(flatten(config)) == sorted(OPTIONS)
+    assert config.is_locked
+
+
+def test_the_defaults_keep_the_rules_and_lack_what_a_data_set_says():
+    with pytest.raises(UserError, match=r"dataset.name is not set"):
+        check(defaults())
+    said = {"name": "x", "image_size": 8, "channels": 1, "num_classes": 2}
+    config = defaults()
+    config.dataset.update(said, mean=(0.5,), std=(0.5,))
+    validate(config, num_devices=1)
+
+
+def test_a_config_goes_through_json():
+    config = load(CONFIGS[2])
+    assert from_json(to_json(config)) == config
+
+
+def test_a_run_older_than_an_option_has_its_default():
+    values = load(CONFIGS[2]).to_dict()
+    del values["init_from"], values["augment"]["cutmix"]
+    assert check(values) == load(CONFIGS[2])
+
+
+def test_choices_and_fields_are_those_of_the_model():
+    for key, names in (
+        ("model.attention", ATTENTIONS),
+        ("model.spectrum_init", SPECTRUM_STARTS),
+        ("model.pool", POOLS),
+        ("model.dtype", DTYPES),
+    ):
+        assert OPTIONS[key].rule[0] == f"must be one of {', '.join(names)}"
+        assert all(map(OPTIONS[key].rule[1], names))
+    names = {key.removeprefix("model.") for key in OPTIONS if key.startswith("model.")}
+    names |= {"image_size", "channels", "mean", "std", "num_classes"}
+    assert {field.name for field in dataclasses.fields(ViTConfig)} == names
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_says_differences_alone(path):
+    """Every value that it sets is another than that of what it builds on."""
+    function = ast.parse(path.read_text()).body[-1]
+    _, start, *assignments, end = function.body
+    assert isinstance(end, ast.Return)
+    name = ast.unparse(start.value)
+    base = flatten(eval(name, {"defaults": defaults, "recipe": recipe}))
+    said = {
+        ast.unparse(line.targets[0]).removeprefix("config."): line.value
+        for line in assignments
+    }
+    assert len(said) == len(assignments)
+    for key, value in said.items():
+        assert base.get(key) != ast.literal_eval(value), key

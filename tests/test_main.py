@@ -1,5 +1,6 @@
 """The command line: what a user's mistake says, and whole programs."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -7,7 +8,11 @@ import sys
 
 import pytest
 
-from svda_jax import main
+from svda_jax import __main__ as commands
+from svda_jax import main, train
+from svda_jax.__main__ import COMMANDS
+from svda_jax.config import OPTIONS, REQUIRED, TYPES
+from svda_jax.report import __main__ as report
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
@@ -23,13 +28,17 @@ DIGITS = "--config=configs/digits.py"
         (["--config=configs"], "there is no config file configs"),
         (["--config=LICENSE"], "LICENSE is no config file: IndentationError"),
         (["--config=svda_jax/train.py"], "no config file: KeyError: 'get_config'"),
-        (["--config=configs/default.py"], "leaves a required value unset"),
+        (["--config=configs/nope.py"], "configs/digits.py, configs/fashion_mnist.py"),
         ([DIGITS, "--config.sed=1"], "no key sed; did you mean --config.seed"),
         ([DIGITS, "--config.width=1"], "no key width; did you mean --config.model.wid"),
         ([DIGITS, "--config.modle.width=1"], "did you mean --config.model.width"),
         ([DIGITS, "--config.model.atention=softmax"], "--config.model.attention"),
         ([DIGITS, "--config.model=1"], "no key model"),
+        ([DIGITS, "--noconfig.augment.flipp"], "did you mean --config.augment.flip?"),
+        ([DIGITS, "--noconfig.seed"], "seed=False must be an integer"),
+        ([DIGITS, "--config.lr=1"], "did you mean --config.learning_rate?"),
         ([DIGITS, "--config.num_epochs=1.5"], "num_epochs=1.5"),
+        ([DIGITS, "--config.seed"], "seed= must be an integer"),
         ([DIGITS, "--config.model.width=wide"], "model.width=wide"),
         ([DIGITS, "--config.augment.flip=maybe"], "augment.flip=maybe"),
         ([DIGITS, "--workdri=x"], "Did you mean: workdir"),
@@ -63,9 +72,127 @@ def test_options_override_the_config(flag, monkeypatch):
     assert main.parse(["main", *flag, "--workdir=x"])[1] == pathlib.Path("x")
 
 
-def test_help_says_how(capsys):
+def test_flags_of_the_config_are_switched_and_values_may_follow(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    argv = ["--config.augment.flip", "--noconfig.compile_cache", "--config.seed", "3"]
+    config = main.parse(["main", DIGITS, *argv])[0]
+    assert config.augment.flip is True
+    assert config.compile_cache is False
+    assert config.seed == 3
+
+
+def test_a_recipe_is_found_from_any_folder_but_the_folders_own_comes_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main.parse(["main", DIGITS])[0].dataset.name == "digits"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.py").write_text(
+        "from svda_jax.config import recipe\n\n"
+        "def get_config():\n"
+        "    config = recipe('digits')\n"
+        "    config.dataset.name = 'mine'\n"
+        "    return config\n"
+    )
+    assert main.parse(["main", DIGITS])[0].dataset.name == "mine"
+
+
+def test_a_file_has_to_say_what_has_no_default(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from svda_jax.config import defaults as get_config\n")
+    with pytest.raises(SystemExit, match=r"error: dataset.name is not set"):
+        main.main(["main", f"--config={file}"])
+
+
+def test_help_lists_every_option_with_default_and_comment(capsys):
     main.main(["main", "--help"])
-    assert "--config.model.attention=softmax" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert "--config.model.attention=softmax" in lines[4]
+    said = " ".join(line.strip() for line in lines)
+    for key, option in OPTIONS.items():
+        shown = f"<{TYPES[key].__name__}>" if key in REQUIRED else option.default
+        assert f"--config.{key}={shown} {option.comment}" in said
+    for flag in ("config=FILE", "workdir=", "keep_memory=True", "num_processes="):
+        assert f"--{flag}" in lines
+    assert max(map(len, lines)) <= 88
+
+
+SLOW = "{'jax', 'flax', 'numpy', 'orbax', 'matplotlib', 'xarray', 'grain'}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ("['svda_jax.main', '--help']", "Trains a Vision Transformer."),
+        (f"['svda_jax.main', '{DIGITS}', '--config.sed=1']", "did you mean"),
+        ("['svda_jax', '--help']", "verify"),
+        (f"['svda_jax.main', '{DIGITS}']", "starts again"),
+    ],
+)
+def test_nothing_slow_is_imported_before_the_program_starts_again(argv, said):
+    environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+    program = (
+        "import os, runpy, sys\n"
+        f"sys.argv = {argv}\n"
+        "def execv(*args):\n"
+        "    sys.exit('starts again')\n"
+        "os.execv = execv\n"
+        "try:\n"
+        "    runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as error:\n"
+        "    print(error)\n"
+        f"print('slow:', sorted({SLOW} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**environment, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said in done.stdout
+    assert done.stdout.endswith("slow: []\n")
+
+
+def test_a_flag_keeps_the_program_from_starting_again(monkeypatch):
+    def trains(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "train_and_evaluate", trains)
+    monkeypatch.setattr(main, "keep_memory", lambda: sys.exit("starts again"))
+    with pytest.raises(SystemExit, match="starts again"):
+        main.program([DIGITS])
+    for call in (
+        lambda: main.program([DIGITS, "--nokeep_memory"]),
+        lambda: main.main(["main", DIGITS]),
+    ):
+        with pytest.raises(SystemExit, match="interrupted; the same line resumes"):
+            call()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_line_of_help_and_its_own(command, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "keep_memory", lambda: None)
+    commands.main(["--help"])
+    assert f"\n  {command} " in capsys.readouterr().out
+    with contextlib.suppress(SystemExit):
+        commands.main([command, "--help"])
+    assert len(capsys.readouterr().out.splitlines()) > 5
+
+
+def test_a_command_that_is_none_or_is_interrupted_ends_in_one_line(monkeypatch):
+    with pytest.raises(SystemExit, match="error: no command trian; there are train, "):
+        commands.main(["trian"])
+
+    def main(argv):
+        assert argv == ["--x"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "main", main)
+    with pytest.raises(SystemExit, match=r"^\ninterrupted$"):
+        commands.main(["report", "--x"])
 
 
 def run(*argv, **environment):

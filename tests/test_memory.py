@@ -103,13 +103,3 @@ def test_nothing_happens_where_an_accelerator_is_asked_for(platforms):
 def test_nothing_happens_where_an_accelerator_is_installed(tmp_path, package):
     (tmp_path / package).mkdir()
     assert run(PROGRAM, PYTHONPATH=str(tmp_path)) == ["start", "[] None"]
-
-
-def test_a_flag_of_the_command_line_keeps_it_off():
-    program = (
-        "import os, runpy\n"
-        "os.execv = lambda *args: print('starts again') or os._exit(0)\n"
-        "runpy.run_module('svda_jax.main', run_name='__main__')"
-    )
-    assert "Trains a Vision Transformer." in run(program, "--nokeep_memory", "--help")
-    assert "Trains a Vision Transformer." not in run(program, "--help")
