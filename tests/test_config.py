@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svda_jax import UserError, parallel
+from svda_jax import UserError
 from svda_jax.config import (
     OPTIONS,
     check,
@@ -21,6 +21,7 @@ from svda_jax.config import (
     to_json,
     validate,
 )
+from svda_jax.devices import parallel
 from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
 from svda_jax.models.vit import DTYPES, POOLS, ViT, ViTConfig
 from svda_jax.train import create_training

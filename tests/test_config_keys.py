@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from svda_jax import UserError, main, runs, train
+from svda_jax import UserError, main
 from svda_jax.config import check, flatten, load, to_json
+from svda_jax.run import runs
+from svda_jax.train import loop as train
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = load(ROOT / "configs/digits.py")

@@ -15,8 +15,7 @@ import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
 from svda_jax import UserError
-from svda_jax.data import datasets
-from svda_jax.data.datasets import idx, prepare
+from svda_jax.data import datasets, fashion_mnist, prepare
 from svda_jax.data.fashion_mnist import FashionMnist, read_idx
 from svda_jax.devices import parallel
 
@@ -204,7 +203,7 @@ FILES = {"train": ("train", 13), "test": ("t10k", 7)}
 
 @pytest.fixture
 def idx_folder(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(idx, "FILES", FILES)
+    monkeypatch.setattr(fashion_mnist, "FILES", FILES)
     folder = tmp_path / "idx"
     folder.mkdir()
     for prefix, num_images in FILES.values():

@@ -11,9 +11,8 @@ from svda_jax.data.in_memory import Examples, InMemory
 from svda_jax.devices import parallel
 from svda_jax.models import indicators as I
 from svda_jax.models.ops import choose
-from svda_jax.models.vit import ViT
-from svda_jax.train import steps
-from svda_jax.train.loop import create_evaluate
+from svda_jax.models.vit import ViT, create_graphdef
+from svda_jax.train.compiled import create_evaluate
 
 
 def assert_close(actual, expected):
@@ -35,7 +34,7 @@ def evaluation(config, batch_size, num_devices=1, num_images=23):
     data = InMemory(examples, batch_size=batch_size, mesh=mesh)
     evaluate = create_evaluate(
         data,
-        steps.create_graphdef(config),
+        create_graphdef(config),
         mesh,
         key=jax.device_put(jax.random.key(5), parallel.replicated(mesh)),
         noise_scale=0.1,
@@ -61,7 +60,7 @@ def test_evaluation_is_the_mean_over_single_images(
     evaluate, examples = evaluation(config, 8)
     measured = evaluate(params)
     assert measured["indicators"].shape == (6, 2, 3)
-    model = nnx.merge(steps.create_graphdef(config), params)
+    model = nnx.merge(create_graphdef(config), params)
     one = jax.jit(
         lambda image: [
             I.compute_indicators(
@@ -100,8 +99,8 @@ def test_logits_are_the_same_with_and_without(
     make_model_config, make_params, attention
 ):
     config = make_model_config(attention=attention)
-    ops, params = choose(jax.devices()[0]), make_params(config)
-    graphdef = steps.create_graphdef(config, ops)
+    graphdef = create_graphdef(config, choose(jax.devices()[0]))
+    params = make_params(config)
     images = evaluation(config, 8)[1].images
 
     @jax.jit

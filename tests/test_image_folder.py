@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from svda_jax import UserError
-from svda_jax.data.datasets import prepare
+from svda_jax.data import prepare
 from svda_jax.data.image_folder import find_images
 from svda_jax.data.images import decode
 

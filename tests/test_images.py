@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from svda_jax.data.datasets import images
+from svda_jax.data import images
 from svda_jax.data.images import (
     CorruptImageError,
     center_crop,

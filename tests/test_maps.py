@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 import reference
+from flax import nnx
 
 from svda_jax.look import maps
 from svda_jax.models.attention import Trace
-from svda_jax.train import steps
+from svda_jax.models.vit import ViT, create_graphdef
 
 B, H, K, L, G = 2, 3, 5, 3, 3
 
@@ -63,15 +64,11 @@ def test_rollout_is_the_product_of_all_layers(case, pool):
 
 def test_look_gives_probabilities_and_maps(make_model_config, randomize, rng):
     config = make_model_config()
-    from flax import nnx
-
-    from svda_jax.models.vit import ViT
-
     model = nnx.eval_shape(lambda: ViT(config, rngs=nnx.Rngs(0)))
     params = randomize(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     images = rng.integers(0, 256, size=(B, 6, 6, 2)).astype(np.uint8)
     probabilities, grids, rollout = jax.jit(maps.look, static_argnames="graphdef")(
-        params, images, graphdef=steps.create_graphdef(config)
+        params, images, graphdef=create_graphdef(config)
     )
     assert probabilities.shape == (B, 7)
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-5)

@@ -13,8 +13,8 @@ from svda_jax.devices import processes
 from svda_jax.look.report import write_report
 from svda_jax.models.indicators import retained_rank
 from svda_jax.models.vit import ViT, count_macs
-from svda_jax.prune.model import __main__ as program
 from svda_jax.prune.model import choose, factorise, mask, shrink
+from svda_jax.prune.run import main as prune_main
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 from svda_jax.train.loop import train_and_evaluate
@@ -207,7 +207,7 @@ def trained(keep_run, make_config, tmp_path_factory, tmp_path, two_devices):
 def test_pruned_run_is_a_run(trained, tmp_path, capsys):
     workdir = trained("svda")
     argv = ["--workdir", str(workdir), "--rho=0.8", "--finetune_epochs=1"]
-    program.main(argv)
+    prune_main(argv)
     out = workdir.with_name("svda-pruned-0.8")
     page = (out / "prune.md").read_text()
     assert page in capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, tmp_path):
         ([f"--workdir={empty}"], "has no checkpoint yet"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):
-            program.main(["--workdir", str(workdir), *argv])
+            prune_main(["--workdir", str(workdir), *argv])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 

@@ -4,11 +4,10 @@ import json
 import shutil
 
 import pytest
-from svda_jax.report.__main__ import main
 
 from svda_jax import UserError
 from svda_jax.look import report
-from svda_jax.look.report import write_report
+from svda_jax.look.report import main, write_report
 from svda_jax.run import runs
 from svda_jax.train.loop import train_and_evaluate
 

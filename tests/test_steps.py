@@ -12,6 +12,7 @@ import reference
 from flax import nnx
 
 from svda_jax.devices import parallel
+from svda_jax.models.vit import create_graphdef
 from svda_jax.train import steps
 from svda_jax.train.optimizer import create_optimizer
 
@@ -39,7 +40,7 @@ def compile_step(
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     step = functools.partial(
         steps.train_step,
-        graphdef=steps.create_graphdef(config),
+        graphdef=create_graphdef(config),
         optimizer=optimizer,
         augment=augment or (lambda images, targets, keys: (images, targets)),
         **{
@@ -60,7 +61,7 @@ def compile_step(
 @functools.cache
 def compile_evaluate(config, num_devices=1):
     evaluate = functools.partial(
-        steps.eval_step, graphdef=steps.create_graphdef(config), noise_scale=0.1
+        steps.eval_step, graphdef=create_graphdef(config), noise_scale=0.1
     )
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     return parallel.pmap(evaluate, mesh, split_argnums=(1,))
@@ -98,7 +99,7 @@ def test_loss_equals_reference(make_model_config, batch, randomize):
     params = jax.device_get(randomize(initial_params(config)))
     state = dataclasses.replace(create(), params=params)
     state, _ = step(state, batch, jax.random.key(1))
-    model = nnx.merge(steps.create_graphdef(config), params)
+    model = nnx.merge(create_graphdef(config), params)
     logits = np.asarray(model(batch["image"])[0])
     expected = reference.cross_entropy(logits, batch["label"], 0.3).mean()
     assert state.metrics.compute()["loss"] == pytest.approx(expected, rel=1e-5)
@@ -172,7 +173,7 @@ def test_loss_gradient_includes_the_weighted_penalty(make_model_config, batch):
     plain, _ = run(config, batch, 1, optimizer=sgd)
     penalised, _ = run(config, batch, 1, optimizer=sgd, orthonormality_weight=0.7)
     initial = initial_params(config)
-    graphdef = steps.create_graphdef(config)
+    graphdef = create_graphdef(config)
     grad = jax.jit(jax.grad(lambda p: nnx.merge(graphdef, p).orthonormality_penalty()))(
         initial
     )
@@ -226,7 +227,7 @@ def test_evaluation_counts_masked_images_only(
     make_model_config, batch, randomize, num_devices
 ):
     config = make_model_config()
-    graphdef = steps.create_graphdef(config)
+    graphdef = create_graphdef(config)
     params = randomize(initial_params(config))
     masked = {**batch, "mask": np.arange(B) < 11}
     metrics = compile_evaluate(config, num_devices)(params, masked, jax.random.key(0))
@@ -244,9 +245,7 @@ def test_measured_spectrum(make_model_config, attention, randomize):
     config = make_model_config(attention=attention)
     params = randomize(initial_params(config))
     measured = jax.jit(
-        functools.partial(
-            steps.measure_parameters, graphdef=steps.create_graphdef(config)
-        )
+        functools.partial(steps.measure_parameters, graphdef=create_graphdef(config))
     )(params)
     for layer in range(2):
         block = params["blocks"][layer]["attention"]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from svda_jax import UserError
-from svda_jax.data.datasets import prepare, streaming
+from svda_jax.data import prepare, streaming
 from svda_jax.data.streaming import Streaming
 from svda_jax.devices import parallel
 from svda_jax.run import runs

@@ -6,7 +6,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image, ImageEnhance, ImageOps
 
-from svda_jax.data.datasets import transforms
+from svda_jax.data import transforms
 from svda_jax.data.transforms import (
     OPERATIONS,
     apply_operation,

@@ -7,7 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from svda_jax import UserError
 from svda_jax.models.indicators import INDICATORS
-from svda_jax.run.history import SCALARS, VARIABLES, EventWriter, History
+from svda_jax.run.events import SCALARS, EventWriter
+from svda_jax.run.history import VARIABLES, History
 from svda_jax.run.runs import read_history
 
 L, H, K = 2, 3, 5

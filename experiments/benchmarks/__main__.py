@@ -48,7 +48,7 @@ TABLES = {
     "startup": "costs",
     "step": "speed",
 }
-OUT = pathlib.Path(__file__).parent / "results"
+OUT = pathlib.Path(__file__).parents[1] / "results"
 
 
 @dataclasses.dataclass

@@ -36,7 +36,7 @@ from experiments.faults.programs import (
 from svda_jax import UserError
 from svda_jax.run.checkpoints import Checkpoints
 
-OUT = pathlib.Path(__file__).parent / "results" / "faults.md"
+OUT = pathlib.Path(__file__).parents[1] / "results" / "faults.md"
 
 
 def survives(trial, *args):

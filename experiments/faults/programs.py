@@ -16,7 +16,7 @@ import numpy as np
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 # A small model with all that is random switched on, and little data.
 OPTIONS = {
