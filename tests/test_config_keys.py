@@ -6,7 +6,7 @@ import pathlib
 import sys
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from svda_jax import UserError, main
 from svda_jax.config import check, flatten, load, to_json
 from svda_jax.run import runs
+from svda_jax.run.session import Session
 from svda_jax.train import loop as train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -190,18 +191,18 @@ def test_every_key_is_read_by_a_run(keys_read, make_config, tmp_path, monkeypatc
     create_training = train.create_training
 
     def create_idle_training(*args, **kwargs):
-        schedule, init, step = create_training(*args, **kwargs)
+        init, step = create_training(*args, **kwargs)
 
         def idle(*args):
-            jax.eval_shape(step, *args)
-            return args[0], np.int32(0)
+            _, report = jax.eval_shape(step, *args)
+            return args[0], jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), report)
 
-        return schedule, init, idle
+        return init, idle
 
     monkeypatch.setattr(train, "create_training", create_idle_training)
     monkeypatch.setattr(train, "create_evaluate", lambda *args, **kwargs: None)
-    monkeypatch.setattr(train.Checkpoints, "save", lambda *args: None)
-    monkeypatch.setattr(train, "History", lambda *args, **kwargs: None)
+    monkeypatch.setattr(train, "create_pictures", lambda *args: None)
+    monkeypatch.setattr(Session, "save", lambda *args: None)
     monkeypatch.setattr(train.parallel, "create_mesh", one_device(train.parallel))
     stop = iter([False, True, False, True])
     monkeypatch.setattr(

@@ -64,10 +64,8 @@ def test_evaluation_is_the_mean_over_single_images(
     one = jax.jit(
         lambda image: [
             I.compute_indicators(
-                trace,
-                model.blocks[layer].attention.spectrum,
-                jax.random.fold_in(jax.random.key(5), layer),
-                0.1,
+                I.observe(trace, jax.random.fold_in(jax.random.key(5), layer), 0.1)
+                | {"spectrum": model.blocks[layer].attention.spectrum}
             )
             for layer, trace in enumerate(model(image[None])[1])
         ]
@@ -99,8 +97,8 @@ def test_logits_are_the_same_with_and_without(
     make_model_config, make_params, attention
 ):
     config = make_model_config(attention=attention)
-    graphdef = create_graphdef(config, choose(jax.devices()[0]))
-    params = make_params(config)
+    ops = choose(jax.devices()[0])
+    graphdef, params = create_graphdef(config, ops), make_params(config)
     images = evaluation(config, 8)[1].images
 
     @jax.jit
@@ -111,7 +109,7 @@ def test_logits_are_the_same_with_and_without(
     def together(params, images):
         logits, traces = nnx.merge(graphdef, params)(images)
         return logits, [
-            I.attentional_indicators(trace, jax.random.key(0), 0.1, ops=ops)
+            I.compute_indicators(I.observe(trace, jax.random.key(0), 0.1, ops=ops))
             for trace in traces
         ]
 

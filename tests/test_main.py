@@ -12,7 +12,7 @@ from svda_jax import __main__ as commands
 from svda_jax import main
 from svda_jax.__main__ import COMMANDS
 from svda_jax.config import OPTIONS, REQUIRED, TYPES
-from svda_jax.look.report import __main__ as report
+from svda_jax.look import report
 from svda_jax.train import loop as train
 
 ROOT = pathlib.Path(__file__).parent.parent
