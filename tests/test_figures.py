@@ -49,7 +49,7 @@ def test_lines_are_the_history(rng):
     np.testing.assert_array_equal(lines[1], history["eval_accuracy"])
     figure = figures.indicators_by_epoch(history)
     for ax, name in zip(figure.axes, INDICATORS, strict=True):
-        assert ax.get_title() == figures.LABELS[name][0]
+        assert ax.get_title() == INDICATORS[name].label
         expected = history["indicators"].sel(indicator=name).mean("head")
         for layer, line in enumerate(ax.lines):
             np.testing.assert_array_equal(line.get_ydata(), expected[:, layer])

@@ -12,6 +12,7 @@ import reference
 from flax import nnx
 
 from svda_jax.devices import parallel
+from svda_jax.models.ops import choose
 from svda_jax.models.vit import create_graphdef
 from svda_jax.train import steps
 from svda_jax.train.optimizer import create_optimizer
@@ -27,8 +28,12 @@ def batch(rng):
     }
 
 
+def schedule(step):
+    return 1e-2
+
+
 ADAMW = create_optimizer(
-    lambda step: 1e-2, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=10.0
+    schedule, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=10.0
 )
 
 
@@ -40,8 +45,9 @@ def compile_step(
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
     step = functools.partial(
         steps.train_step,
-        graphdef=create_graphdef(config),
+        graphdef=create_graphdef(config, choose(mesh.devices.flat[0])),
         optimizer=optimizer,
+        schedule=schedule,
         augment=augment or (lambda images, targets, keys: (images, targets)),
         **{
             "label_smoothing": 0.1,
@@ -60,10 +66,9 @@ def compile_step(
 
 @functools.cache
 def compile_evaluate(config, num_devices=1):
-    evaluate = functools.partial(
-        steps.eval_step, graphdef=create_graphdef(config), noise_scale=0.1
-    )
     mesh = parallel.create_mesh(jax.devices()[:num_devices])
+    graphdef = create_graphdef(config, choose(mesh.devices.flat[0]))
+    evaluate = functools.partial(steps.eval_step, graphdef=graphdef, noise_scale=0.1)
     return parallel.pmap(evaluate, mesh, split_argnums=(1,))
 
 
@@ -72,8 +77,8 @@ def run(config, batch, num_steps=5, **options):
     create, step = compile_step(config, **options)
     state = create()
     for _ in range(num_steps):
-        state, skipped = step(state, batch, jax.random.key(1))
-        assert skipped == 0
+        state, report = step(state, batch, jax.random.key(1))
+        assert report.skipped_in_a_row == 0
     assert step._cache_size() == 1
     return jax.device_get(state.params), float(state.metrics.compute()["loss"])
 
@@ -202,23 +207,25 @@ def test_moving_average_of_the_parameters(make_model_config, batch):
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(make_model_config, batch):
     create, step = compile_step(make_model_config())
-    state, skipped = step(create(), batch, jax.random.key(1))
-    assert skipped == 0
+    state, report = step(create(), batch, jax.random.key(1))
+    assert report.skipped_in_a_row == 0
     before = jax.device_get(state)
     poisoned = jax.tree.map(lambda x: x, before.params)
     poisoned["head"]["bias"] = poisoned["head"]["bias"] * np.nan
     poisoned = dataclasses.replace(before, params=poisoned)
     for count in (1, 2):
-        after, skipped = step(poisoned, batch, jax.random.key(1))
+        after, report = step(poisoned, batch, jax.random.key(1))
         after = jax.device_get(after)
-        assert skipped == after.skipped_in_a_row == after.skipped == count
+        assert (
+            report.skipped_in_a_row == after.skipped_in_a_row == after.skipped == count
+        )
         assert after.step == poisoned.step + 1
         for name in ("params", "opt_state", "metrics"):
             assert_trees_equal(getattr(after, name), getattr(poisoned, name))
         poisoned = after
     mended = dataclasses.replace(poisoned, params=before.params)
-    after, skipped = step(mended, batch, jax.random.key(1))
-    assert skipped == after.skipped_in_a_row == 0
+    after, report = step(mended, batch, jax.random.key(1))
+    assert report.skipped_in_a_row == after.skipped_in_a_row == 0
     assert after.skipped == 2
 
 

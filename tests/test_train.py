@@ -6,17 +6,19 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
 from svda_jax import UserError
-from svda_jax.config import validate, vit_config
+from svda_jax.config import to_json, validate, vit_config
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints
+from svda_jax.run.events import EventWriter
 from svda_jax.run.runs import read_history
 from svda_jax.train import loop as train
 from svda_jax.train.loop import train_and_evaluate
@@ -125,7 +127,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
     finished, make_config, tmp_path, monkeypatch, capsys
 ):
     workdir = tmp_path / "resumed"
-    real = train.EventWriter.write
+    real = EventWriter.write
 
     def interrupt(self, step, values):
         real(self, step, values)
@@ -133,7 +135,7 @@ def test_resumed_run_equals_the_uninterrupted_one(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.EventWriter, "write", interrupt)
+        patch.setattr(EventWriter, "write", interrupt)
         with pytest.raises(KeyboardInterrupt):
             train_and_evaluate(make_config(**OPTIONS), workdir)
     np.testing.assert_array_equal(read_history(workdir)["step"], [4, 7])
@@ -157,7 +159,7 @@ def poison(monkeypatch):
 
     def poison(*steps):
         def create_training(*args, **kwargs):
-            schedule, init, step = real(*args, **kwargs)
+            init, step = real(*args, **kwargs)
 
             def poisoned(state, batch, key):
                 number = int(state.step) + 1
@@ -173,7 +175,7 @@ def poison(monkeypatch):
                     )
                 return step(state, batch, key)
 
-            return schedule, init, poisoned
+            return init, poisoned
 
         monkeypatch.setattr(train, "create_training", create_training)
 
@@ -209,8 +211,8 @@ def test_too_many_in_a_row_stop_and_name_the_last_good_checkpoint(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model__width": 32}, r"another model: params/blocks/0/.*\[2, 8\] there and"),
-        ({"model__attention": "softmax"}, "relative_sigma is .* there and absent here"),
+        ({"model__width": 32}, "holds a run with model.width=16, not 32"),
+        ({"model__attention": "softmax"}, "run with model.attention=svda, not softmax"),
         ({"learning_rate": 0.5}, "holds a run with learning_rate=0.002, not 0.5"),
         ({"seed": 1}, "holds a run with seed=0, not 1"),
     ],
@@ -220,6 +222,25 @@ def test_workdir_of_another_run_is_refused(finished, make_config, changes, messa
     with pytest.raises(UserError, match=message):
         train_and_evaluate(make_config(**{**OPTIONS, **changes}), finished)
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__width": 32}, r"another model: params/blocks/0/.*\[2, 8\] there and"),
+        ({"model__attention": "softmax"}, "relative_sigma is .* there and absent here"),
+    ],
+)
+def test_checkpoints_of_another_model_are_refused(
+    finished, make_config, tmp_path, changes, message
+):
+    """Where config.json says nothing of it."""
+    config = make_config(**OPTIONS, **changes)
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "config.json").write_text(to_json(config))
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(config, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize(
@@ -255,7 +276,7 @@ def test_a_training_step_moves_nothing_to_the_device(make_config):
     mesh = parallel.create_mesh(jax.devices()[:1])
     model_config = validate(config, num_devices=1)
     data = datasets.load(config.dataset, "train", batch_size=32, mesh=mesh)
-    _, init, step = train.create_training(config, model_config, num_steps=9, mesh=mesh)
+    init, step = train.create_training(config, model_config, num_steps=9, mesh=mesh)
     key = jax.jit(lambda: jax.random.key(0), out_shardings=parallel.replicated(mesh))()
     batches = data.train_batches(key, 0)
     state, _ = step(init(key), next(batches), key)

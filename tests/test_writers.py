@@ -10,6 +10,7 @@ from svda_jax.models.indicators import INDICATORS
 from svda_jax.run.events import SCALARS, EventWriter
 from svda_jax.run.history import VARIABLES, History
 from svda_jax.run.runs import read_history
+from svda_jax.train.compiled import draw_pictures
 
 L, H, K = 2, 3, 5
 
@@ -147,7 +148,8 @@ def test_pictures_and_the_number_of_tags(tmp_path, make_config, rng):
     maps = np.float32(rng.uniform(size=(4, 12, 12, 4, 4)))
     with EventWriter(tmp_path, make_config(), last_step=0) as writer:
         writer.write(45, values)
-        writer.write_pictures(45, values, images, maps, ["true: 1\npredicted: 7"] * 4)
+        titles = ["true: 1\npredicted: 7"] * 4
+        writer.write_pictures(45, draw_pictures(images, maps, titles, values))
     tags = read_events(tmp_path).Tags()
     names = [f"indicators/{name}/heads" for name in INDICATORS]
     names += ["spectrum/heads", *(f"attention/image_{i}" for i in range(1, 5))]

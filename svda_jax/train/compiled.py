@@ -173,19 +173,32 @@ def create_pictures(data, graphdef):
     look_ = jax.jit(functools.partial(look, graphdef=graphdef))
 
     def draw(params, values):
-        from svda_jax.look import figures  # matplotlib takes half a second
-
         probabilities, maps, _ = jax.device_get(look_(params, images))
-        drawn = {}
-        for i, (image, one, name, row) in enumerate(
-            zip(images, maps, truth, probabilities, strict=True), start=1
-        ):
-            title = f"true: {name}\npredicted: {data.class_names[row.argmax()]}"
-            drawn[f"attention/image_{i}"] = figures.attention_grid(image, one, title)
-        if values:
-            drawn["spectrum/heads"] = figures.spectra(values["spectrum"])
-            for name, one in zip(INDICATORS, values["indicators"], strict=True):
-                drawn[f"indicators/{name}/heads"] = figures.heat_map(one, name)
-        return {tag: figures.to_rgb(figure) for tag, figure in drawn.items()}
+        titles = [
+            f"true: {name}\npredicted: {data.class_names[row.argmax()]}"
+            for name, row in zip(truth, probabilities, strict=True)
+        ]
+        return draw_pictures(images, maps, titles, values)
 
     return draw
+
+
+def draw_pictures(images, maps, titles, values=None):
+    """Pictures `[height, width, 3]` uint8 by TensorBoard's tag.
+
+    Args:
+      images: `[n, S, S, channels]` uint8.
+      maps: their attention maps, `[n, L, H, g, g]`.
+      titles: a line for each image.
+      values: what an evaluation measured, or None to draw attention alone.
+    """
+    from svda_jax.look import figures  # matplotlib takes half a second
+
+    drawn = {}
+    for i, args in enumerate(zip(images, maps, titles, strict=True), start=1):
+        drawn[f"attention/image_{i}"] = figures.attention_grid(*args)
+    if values:
+        drawn["spectrum/heads"] = figures.spectra(values["spectrum"])
+        for name, one in zip(INDICATORS, values["indicators"], strict=True):
+            drawn[f"indicators/{name}/heads"] = figures.heat_map(one, name)
+    return {tag: figures.to_rgb(figure) for tag, figure in drawn.items()}

@@ -54,6 +54,7 @@ def train_and_evaluate(config, workdir):
         )
         num_images = train_data.num_images
         due = Due(config, num_images)
+        start = runs.load_start(config, model_config, workdir)
         keys = create_keys(config.seed, parallel.replicated(mesh))
         init, train_step = create_training(
             config, model_config, num_steps=due.num_steps, mesh=mesh
@@ -64,7 +65,6 @@ def train_and_evaluate(config, workdir):
         )
         draw = create_pictures(eval_data, graphdef)
 
-        start = runs.load_start(config, model_config, workdir)
         abstract_state = jax.eval_shape(init, keys.init)
         step, restored = session.restore(
             vars(abstract_state), parallel.replicated(mesh)
