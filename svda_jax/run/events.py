@@ -1,6 +1,7 @@
 """A run's events for TensorBoard."""
 
 import contextlib
+import math
 import pathlib
 import time
 
@@ -84,9 +85,10 @@ class EventWriter:
         self._flush()
 
     def write_step(self, step, values):
-        """Writes numbers of one training step, by name; arrays or floats."""
+        """Writes numbers of one training step, by name, those that are finite."""
         for name, value in values.items():
-            self._add_scalar(step, f"step/{name}", value)
+            if math.isfinite(value):
+                self._add_scalar(step, f"step/{name}", value)
         self._flush()
 
     def write_pictures(self, step, pictures):
