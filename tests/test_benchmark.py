@@ -1,6 +1,10 @@
 """The benchmarks: equal work on both sides, and what is written."""
 
+import importlib
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -10,8 +14,8 @@ from flax import nnx
 from experiments.benchmarks import __main__ as benchmark
 from experiments.benchmarks import costs as benchmark_costs
 from experiments.benchmarks import peers as benchmark_peers
-from experiments.benchmarks import scaling as benchmark_scaling
 from experiments.benchmarks import speed as benchmark_speed
+from experiments.benchmarks.table import Table
 from svda_jax.devices import timing
 from svda_jax.models.vit import ViT
 
@@ -26,7 +30,7 @@ def test_every_variant_is_timed_in_turn():
 
 def test_a_table_is_written_as_markdown_and_json(tmp_path):
     ratio = timing.spread([1.0, 2.0, 3.0], 1)
-    table = benchmark.Table("T", "text", ("a", "b"), [("x", ratio)], ("a note",))
+    table = Table("T", "text", ("a", "b"), [("x", ratio)], ("a note",))
     page = table.write("toy", tmp_path)
     assert page == (tmp_path / "benchmark_toy.md").read_text()
     assert "| x | 2.0 (1.5 to 2.5) |" in page
@@ -44,10 +48,33 @@ def test_repeats_must_be_positive(repeats, capsys):
 
 
 def test_every_table_has_its_function():
-    modules = {"costs": benchmark_costs, "peers": benchmark_peers}
-    modules |= {"scaling": benchmark_scaling, "speed": benchmark_speed}
     for table, module in benchmark.TABLES.items():
-        assert module == "input" or callable(getattr(modules[module], table))
+        module = importlib.import_module(f"experiments.benchmarks.{module}")
+        assert callable(getattr(module, table))
+
+
+def test_the_command_writes_the_table_of_its_function(tmp_path, monkeypatch, capsys):
+    table = Table("Toy", "text", ("a",), [(1,)])
+    monkeypatch.setattr(benchmark_costs, "loop", lambda repeats: table)
+    benchmark.main(["loop", f"--out={tmp_path}"])
+    assert "# Toy" in capsys.readouterr().out
+    assert (tmp_path / "benchmark_loop.json").exists()
+
+
+@pytest.mark.slow
+def test_on_a_tpu_the_step_costs_what_that_of_linen_costs():
+    """As the compiler says, three blocks; experiments/results has twelve."""
+    pytest.importorskip("libtpu")
+    code = (
+        "from experiments.benchmarks import accelerators as A\n"
+        "one = A.estimate_all(A.create_vit_s(depth=3), 128)\n"
+        "linen = one.pop('Flax Linen, softmax')\n"
+        "for name, limit in (('ours, softmax', 1.03), ('ours, svda', 1.15)):\n"
+        "    assert one[name].cycles < limit * linen.cycles, one\n"
+        "    assert one[name].bytes < limit * linen.bytes, one\n"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 @pytest.mark.slow

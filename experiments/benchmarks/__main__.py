@@ -9,6 +9,7 @@
     python -m experiments.benchmarks augment      the step with augmentation
     python -m experiments.benchmarks checkpoint   what saving adds
     python -m experiments.benchmarks indicators   evaluation with the indicators
+    python -m experiments.benchmarks accelerators  the step compiled for a TPU
     python -m experiments.benchmarks input        streaming, beside tf.data
 
 Variants are timed in turn (training steps in a process each) and compared by the ratio
@@ -18,25 +19,14 @@ optional: requirements-benchmark.txt.
 """
 
 import argparse
-import contextlib
-import dataclasses
-import functools
 import importlib
-import importlib.metadata
-import json
-import multiprocessing
-import os
 import pathlib
-import platform
-from typing import Any
-
-import jax
 
 from svda_jax.devices.memory import keep_memory
-from svda_jax.devices.timing import Spread
 
 # The module that has a table's function.
 TABLES = {
+    "accelerators": "accelerators",
     "augment": "costs",
     "checkpoint": "costs",
     "indicators": "costs",
@@ -51,129 +41,6 @@ TABLES = {
 OUT = pathlib.Path(__file__).parents[1] / "results"
 
 
-@dataclasses.dataclass
-class Table:
-    """What a benchmark found.
-
-    Attributes:
-      title: of the page.
-      text: what was measured and how.
-      columns: names.
-      rows: of as many cells each, texts, numbers or `Spread`s.
-      notes: paragraphs behind the table.
-      packages: whose versions matter, beside JAX, Flax and NumPy.
-      pictures: PNG by name.
-    """
-
-    title: str
-    text: str
-    columns: tuple[str, ...]
-    rows: list[tuple[Any, ...]]
-    notes: tuple[str, ...] = ()
-    packages: tuple[str, ...] = ()
-    pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
-
-    def write(self, name, out):
-        """Writes benchmark_<name>.md, .json and pictures into a folder."""
-        out.mkdir(parents=True, exist_ok=True)
-        path = out / f"benchmark_{name}"
-        where = describe_machine(self.packages)
-        command = f"python -m experiments.benchmarks {name}"
-        lines = [f"# {self.title}", "", self.text, "", where, "", f"    {command}", ""]
-        lines += [_row(self.columns), _row(["---"] * len(self.columns))]
-        lines += [_row(row) for row in self.rows]
-        for note in self.notes:
-            lines += ["", note]
-        for picture, data in self.pictures.items():
-            path.with_name(f"{path.name}_{picture}.png").write_bytes(data)
-            lines += ["", f"![{picture}]({path.name}_{picture}.png)"]
-        text = "\n".join(lines) + "\n"
-        path.with_suffix(".md").write_text(text)
-        cells = [[_plain(cell) for cell in row] for row in self.rows]
-        data = {
-            "title": self.title,
-            "text": self.text,
-            "where": where,
-            "command": command,
-            "rows": [dict(zip(self.columns, row, strict=True)) for row in cells],
-            "notes": self.notes,
-        }
-        path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
-        return text
-
-
-def _row(cells):
-    return f"| {' | '.join(map(str, cells))} |"
-
-
-def _plain(cell):
-    if isinstance(cell, Spread):
-        return {"median": cell.median, "quartiles": [cell.low, cell.high]}
-    return cell
-
-
-@contextlib.contextmanager
-def apart(variants):
-    """Steps, each made and taken in a process of its own.
-
-    What one model leaves in a process, its heap and its threads, changes the time of
-    the next.
-
-    Args:
-      variants: calls that make a step, each a tuple of function and arguments, by name.
-
-    Yields:
-      For `measure`, functions that take the step and wait for it, by name.
-    """
-    context = multiprocessing.get_context("spawn")
-    with contextlib.ExitStack() as stack:
-        steps = {}
-        for name, call in variants.items():
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, *call), daemon=True)
-            process.start()
-            stack.callback(process.join)
-            stack.callback(process.terminate)
-            steps[name] = functools.partial(_ask, here)
-        yield steps
-
-
-def _ask(connection):
-    connection.send("step")
-    connection.recv()
-    return ()
-
-
-def _serve(connection, create, *args):
-    keep_memory(restart=False)
-    run = create(*args)
-    while connection.recv():
-        jax.block_until_ready(run())
-        connection.send("done")
-
-
-def describe_machine(packages=()):
-    """On what, in how many threads and with which versions it was measured."""
-    devices = jax.devices()
-    packages = [p for p in ("jax", "flax", "numpy", *packages) if _is_installed(p)]
-    versions = (f"{name} {importlib.metadata.version(name)}" for name in packages)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    return (
-        f"{len(devices)} x {devices[0].device_kind}, {platform.machine()}, "
-        f"{threads or os.cpu_count()} processor cores and threads, "
-        f"{f'GLIBC_TUNABLES={tunables}, ' if tunables else ''}"
-        f"Python {platform.python_version()}, {', '.join(versions)}."
-    )
-
-
-def _is_installed(package):
-    try:
-        return bool(importlib.metadata.version(package))
-    except importlib.metadata.PackageNotFoundError:
-        return False
-
-
 def main(argv=None):
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks")
@@ -183,7 +50,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats={args.repeats} must be positive")
-    module = importlib.import_module(f"experiments.benchmark_{TABLES[args.table]}")
+    module = importlib.import_module(f"experiments.benchmarks.{TABLES[args.table]}")
     table = getattr(module, args.table)(args.repeats)
     print(table.write(args.table, args.out))
 

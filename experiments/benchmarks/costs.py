@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks.__main__ import Table
 from experiments.benchmarks.speed import create_config
+from experiments.benchmarks.table import Table
 from svda_jax.config import recipe
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat, spread

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from experiments.benchmarks.__main__ import Table
+from experiments.benchmarks.table import Table
 from svda_jax.config import recipe
 from svda_jax.data import datasets
 from svda_jax.data.prepare import import_files

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen
 
-from experiments.benchmarks.__main__ import Table, apart
 from experiments.benchmarks.speed import (
     compile_step,
     create_batch,
@@ -19,6 +18,7 @@ from experiments.benchmarks.speed import (
     create_step,
     with_attention,
 )
+from experiments.benchmarks.table import Table, apart
 from svda_jax.devices.timing import measure, spread
 
 
@@ -83,21 +83,27 @@ class LinenViT(linen.Module):
     @linen.compact
     def __call__(self, images):
         """Patches by a convolution, pre-norm blocks, a zero-initialised head."""
-        c = self.config
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
         x = (images.astype(jnp.float32) / 255 - c.mean[0]) / c.std[0]
+        x = x.astype(dtype)
         patches = (c.patch_size, c.patch_size)
-        x = linen.Conv(c.width, patches, strides=patches, padding="VALID")(x)
+        x = linen.Conv(c.width, patches, strides=patches, padding="VALID", dtype=dtype)(
+            x
+        )
         x = x.reshape(len(x), -1, c.width)  # [B, N, D]
         if c.pool == "cls":
             token = self.param("cls", linen.initializers.zeros, (1, 1, c.width))
-            x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], axis=1)
+            x = jnp.concatenate(
+                [jnp.tile(token, (len(x), 1, 1)).astype(dtype), x], axis=1
+            )
         positions = linen.initializers.normal(0.02)
-        x = x + self.param("positions", positions, (1, *x.shape[1:]))
+        x = x + self.param("positions", positions, (1, *x.shape[1:])).astype(dtype)
         for _ in range(c.depth):
-            y = linen.LayerNorm()(x)
-            x = x + linen.MultiHeadDotProductAttention(c.num_heads)(y, y)
-            y = linen.Dense(c.mlp_dim)(linen.LayerNorm()(x))
-            x = x + linen.Dense(c.width)(linen.gelu(y))
+            y = linen.LayerNorm(dtype=dtype)(x)
+            attend = linen.MultiHeadDotProductAttention(c.num_heads, dtype=dtype)
+            x = x + attend(y, y)
+            y = linen.Dense(c.mlp_dim, dtype=dtype)(linen.LayerNorm(dtype=dtype)(x))
+            x = x + linen.Dense(c.width, dtype=dtype)(linen.gelu(y))
         x = linen.LayerNorm()(x)
         x = x[:, 0] if c.pool == "cls" else jnp.mean(x, axis=1)
         return linen.Dense(c.num_classes, kernel_init=linen.initializers.zeros)(x)

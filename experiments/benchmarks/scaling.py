@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.__main__ import Table
 from experiments.benchmarks.speed import create_config, create_step
+from experiments.benchmarks.table import Table
 from svda_jax.devices.timing import measure
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.benchmarks.__main__ import Table, apart
+from experiments.benchmarks.table import Table, apart
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, spread
 from svda_jax.models.ops import choose
@@ -46,6 +46,25 @@ def compile_step(params, apply, batch, devices=None):
       devices: to use, by default the first.
     """
     mesh = parallel.create_mesh(devices or jax.devices()[:1])
+    init, step = create_update(apply, mesh)
+    images, labels = jax.device_put(batch, parallel.split(mesh))
+    state = jax.device_put(init(params), parallel.replicated(mesh))
+
+    def run():
+        nonlocal state
+        state, loss = step(state, images, labels)
+        return state, loss
+
+    return run
+
+
+def create_update(apply, mesh):
+    """A function from parameters to a state, and the step over it, jitted.
+
+    Args:
+      apply: from parameters and images to logits.
+      mesh: from `parallel.create_mesh`.
+    """
     optimizer = create_optimizer(
         lambda step: 1e-3, weight_decay=0.05, clip_norm=1.0, spectrum_lr_scale=30.0
     )
@@ -63,16 +82,10 @@ def compile_step(params, apply, batch, devices=None):
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
-    images, labels = jax.device_put(batch, parallel.split(mesh))
-    state = jax.device_put((params, optimizer.init(params)), parallel.replicated(mesh))
-    compiled = parallel.pmap(step, mesh, split_argnums=(1, 2), donate_argnums=(0,))
-
-    def run():
-        nonlocal state
-        state, loss = compiled(state, images, labels)
-        return state, loss
-
-    return run
+    return (
+        lambda params: (params, optimizer.init(params)),
+        parallel.pmap(step, mesh, split_argnums=(1, 2), donate_argnums=(0,)),
+    )
 
 
 def create_batch(config, batch_size):

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks.__main__ import describe_machine
+from experiments.benchmarks.table import describe_machine
 from experiments.paper import figures as paper_figures
 from experiments.paper.comparison import (
     ATTENTIONS,

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments.benchmarks.__main__ import describe_machine
+from experiments.benchmarks.table import describe_machine
 from experiments.paper import prune_figures
 from experiments.paper.comparison import (
     ATTENTIONS,

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.__main__ import describe_machine
+from experiments.benchmarks.table import describe_machine
 from experiments.paper.comparison import (
     ATTENTIONS,
     configure,
