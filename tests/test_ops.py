@@ -358,3 +358,28 @@ def test_plain_differentiates_forwards_and_twice(rng):
         # Central differences at 1e-2 in float32: errors of step^2 and 1e-6 / step.
         differences = (along(1e-2) - along(-1e-2)) / 2e-2
         assert_close(curve, differences, 2e-2)
+
+
+def gpus():
+    try:
+        return jax.devices("gpu")
+    except RuntimeError:
+        return []
+
+
+@pytest.mark.skipif(not gpus(), reason="needs a GPU")
+def test_the_kernel_of_a_gpu_equals_the_equations(rng):
+    """cuDNN itself, at the sizes of ViT-S/16, in values and gradients."""
+    with jax.default_device(gpus()[0]):
+        shape = (3, 197, 6, 64)
+        arrays = [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for _ in range(3)]
+        sigma = jnp.asarray(rng.normal(size=shape[2:]), jnp.float32)
+        direction = jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
+        results = []
+        for attend in (O.choose(gpus()[0]).attend, O.PLAIN.attend):
+            out, vjp = jax.jit(lambda *a, f=attend: jax.vjp(f, *a))(*arrays, sigma)
+            results.append((out, *jax.jit(vjp)(direction)))
+        assert O.choose(gpus()[0]).attend is gpu.attend
+    for actual, expected in zip(*results, strict=True):
+        # bfloat16 rounds to 2^-9, at most a few times between operands and result.
+        assert_close(actual, expected, 2e-2)

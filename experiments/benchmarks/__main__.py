@@ -2,6 +2,7 @@
 
     python -m experiments.benchmarks overhead     SVDA's step over softmax attention's
     python -m experiments.benchmarks step         a step against what bounds it
+    python -m experiments.benchmarks operations   the machine's own over the equations
     python -m experiments.benchmarks peers        against PyTorch and Flax's own layers
     python -m experiments.benchmarks loop         the training loop over its bare step
     python -m experiments.benchmarks startup      from the command to the first step
@@ -32,6 +33,7 @@ TABLES = {
     "indicators": "costs",
     "input": "input",
     "loop": "costs",
+    "operations": "speed",
     "overhead": "speed",
     "peers": "peers",
     "scaling": "scaling",

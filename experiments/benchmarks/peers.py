@@ -16,6 +16,7 @@ from experiments.benchmarks.speed import (
     create_batch,
     create_config,
     create_step,
+    models,
     with_attention,
 )
 from experiments.benchmarks.table import Table, apart
@@ -24,18 +25,14 @@ from svda_jax.devices.timing import measure, spread
 
 def peers(repeats):
     """A training step of ours against that of PyTorch and of Flax Linen's layers."""
-    batch_size, rows = 128, []
-    for pool, linen_name in (
-        ("gap", "Linen, mean over tokens (big_vision)"),
-        ("cls", "Linen, class token (vision_transformer)"),
-    ):
-        config = create_config(pool=pool)
+    rows = []
+    for name, (config, batch_size) in _models().items():
         softmax = with_attention(config, "softmax")
         svda = with_attention(config, "svda")
         variants = {
             "ours, softmax": (create_step, softmax, batch_size),
             "ours, SVDA": (create_step, svda, batch_size),
-            linen_name: (create_linen_step, softmax, batch_size),
+            "Linen, softmax": (create_linen_step, softmax, batch_size),
         }
         if importlib.util.find_spec("torch"):
             variants |= {
@@ -49,11 +46,11 @@ def peers(repeats):
             }
         with apart(variants) as steps:
             seconds = measure(steps, repeats)
-        for name, values in seconds.items():
+        for variant, values in seconds.items():
             rows.append(
                 (
-                    pool,
                     name,
+                    variant,
                     spread(1000 * values, 1),
                     spread(values / seconds["ours, softmax"]),
                     spread(values / seconds["ours, SVDA"]),
@@ -61,18 +58,27 @@ def peers(repeats):
             )
     return Table(
         "A training step beside its peers",
-        "FashionMNIST shapes: 28 x 28 in patches of 4, width 64, 6 layers, 4 heads, "
-        f"MLP of 128, batch of {batch_size}, float32. Each step is forward, loss, "
-        "gradient, clipping of its norm to 1 and AdamW, and is waited for. PyTorch: "
-        "scaled_dot_product_attention, fused AdamW. Linen: its own attention and "
-        "normalisation. Each variant runs in a process of its own, since PyTorch's "
-        "threads slow down JAX's in the same one, and is asked for a step in turn. "
-        "Median and quartiles over "
-        f"{repeats} rounds.",
-        ("pool", "variant", "ms", "over ours, softmax", "over ours, SVDA"),
+        "Each step is forward, loss, gradient, clipping of its norm to 1 and AdamW, "
+        "and is waited for. PyTorch: scaled_dot_product_attention, fused AdamW, "
+        "autocast where the model is bfloat16, TF32 products on GPUs as JAX has them. "
+        "Linen: its own attention and normalisation, as big_vision (mean over tokens) "
+        "and vision_transformer (class token) build on. Each variant runs in a process "
+        "of its own, since PyTorch's threads slow down JAX's in the same one, and is "
+        f"asked for a step in turn. Median and quartiles over {repeats} rounds.",
+        ("model", "variant", "ms", "over ours, softmax", "over ours, SVDA"),
         rows,
         packages=("optax", "torch"),
     )
+
+
+def _models():
+    """(config, batch size) by name."""
+    if jax.default_backend() != "cpu":
+        return models()
+    return {
+        f"FashionMNIST recipe, batch of 128, {pool}": (create_config(pool=pool), 128)
+        for pool in ("gap", "cls")
+    }
 
 
 class LinenViT(linen.Module):
@@ -169,6 +175,7 @@ def create_torch_step(config, batch_size, compiled=False):
             return self.head(x[:, 0] if config.pool == "cls" else x.mean(1))
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    torch.set_float32_matmul_precision("high")  # TF32 on GPUs
     model = TorchViT().to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-3, weight_decay=0.05, fused=True
@@ -178,7 +185,9 @@ def create_torch_step(config, batch_size, compiled=False):
     labels = torch.tensor(labels, dtype=torch.long, device=device)
 
     def loss_fn(images, labels):
-        return functional.cross_entropy(model(images), labels)
+        with torch.autocast(device, torch.bfloat16, config.dtype == "bfloat16"):
+            logits = model(images)
+        return functional.cross_entropy(logits.float(), labels)
 
     if compiled:
         loss_fn = torch.compile(loss_fn)

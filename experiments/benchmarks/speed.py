@@ -9,12 +9,12 @@ from flax import nnx
 from experiments.benchmarks.table import Table, apart
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, spread
-from svda_jax.models.ops import choose
+from svda_jax.models.ops import PLAIN, choose
 from svda_jax.models.vit import ViT, ViTConfig, count_macs
 from svda_jax.train.optimizer import create_optimizer
 
 
-def create_step(config, batch_size, *, devices=None):
+def create_step(config, batch_size, *, devices=None, ops=None):
     """A function without arguments that takes one training step on a constant batch.
 
     Forward, gradient, clipping and AdamW, as in `train.steps.train_step` without
@@ -24,8 +24,9 @@ def create_step(config, batch_size, *, devices=None):
       config: a `ViTConfig`.
       batch_size: images, over all devices.
       devices: to use, by default the first.
+      ops: the model's `Ops`, by default the quickest on the device.
     """
-    ops = choose((devices or jax.devices())[0])
+    ops = ops or choose((devices or jax.devices())[0])
     model = ViT(config, ops=ops, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model, nnx.Param)
     return compile_step(
@@ -187,6 +188,42 @@ def overhead(repeats):
         rows,
         packages=("optax",),
     )
+
+
+def operations(repeats):
+    """A training step with the machine's own operations over one with the equations."""
+    rows = []
+    for name, (config, batch_size) in models().items():
+        for attention in ("softmax", "svda"):
+            model = with_attention(config, attention)
+            variants = {
+                "own": (create_step, model, batch_size),
+                "plain": (_create_plain_step, model, batch_size),
+            }
+            with apart(variants) as steps:
+                seconds = measure(steps, repeats)
+            rows.append(
+                (
+                    *_describe(name, config, batch_size),
+                    attention,
+                    spread(1000 * seconds["plain"], 1),
+                    spread(seconds["own"] / seconds["plain"]),
+                )
+            )
+    return Table(
+        "What the machine's own operations are worth",
+        "A training step (forward, gradient, clipping, AdamW) of a model with the "
+        "operations that `models/ops` has for this machine, over one with the "
+        "equations of `models/ops/plain.py`. Median and quartiles of "
+        f"{repeats} neighbouring pairs; each model in a process of its own.",
+        (*COLUMNS, "attention", "equations, ms", "own over equations"),
+        rows,
+        packages=("optax",),
+    )
+
+
+def _create_plain_step(config, batch_size):
+    return create_step(config, batch_size, ops=PLAIN)
 
 
 COLUMNS = ("model", "width", "K", "N", "layers", "batch")
