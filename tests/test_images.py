@@ -194,11 +194,10 @@ def ramp_tiff_of_12_bits():
     data = bytearray(encode(Image.fromarray((RAMP / 16).astype(np.uint16)), "TIFF"))
     bits = data.index(np.array([258, 3, 1, 0, 16], "<u2").tobytes())
     data[bits + 8] = 12
-    values = (RAMP / 16).astype(int).ravel()
-    first, second = values[::2], values[1::2]
-    packed = np.stack(
-        [first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1
-    ).astype(np.uint8)
+    values = np.pad((RAMP / 16).astype(int), ((0, 0), (0, 1)))  # an even number a row
+    first, second = values[:, ::2], values[:, 1::2]
+    packed = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+    packed = np.stack(packed, -1).astype(np.uint8).reshape(16, 15)[:, :14]
     place = data.index((RAMP / 16).astype("<u2").tobytes())
     data[place : place + packed.size] = packed.tobytes()
     return bytes(data)
