@@ -1,10 +1,10 @@
 """A folder of images of one's own, scaled to 64 x 64: a small ViT for a start.
 
-Model: 0.6 M parameters.
+Model: 829,058 parameters with SVDA, for two classes.
 Data: python -m svda_jax prepare NAME --from DIR, which prints the command with the
 data set's name, its classes and a batch that fits; so name and num_classes here only
 stand for them.
-Measured: not as one run; it is for data of any kind.
+Measured: not, it is for data of any kind.
 Command: python -m svda_jax.main --config=configs/image_folder.py \\
     --config.dataset.name=NAME --config.dataset.num_classes=N
 """

@@ -284,10 +284,9 @@ def flatten(config, prefix=""):
     if not isinstance(config, (ConfigDict, dict)):
         raise UserError("it holds no options")
     flat = {}
-    for name in config:
-        key, value = f"{prefix}{name}", config[name]
-        section = any(option.startswith(f"{key}.") for option in OPTIONS)
-        if section and isinstance(value, (ConfigDict, dict)):
+    for key, value in ((f"{prefix}{name}", config[name]) for name in config):
+        is_section = any(option.startswith(f"{key}.") for option in OPTIONS)
+        if is_section and isinstance(value, (ConfigDict, dict)):
             flat |= flatten(value, f"{key}.")
         else:
             flat[key] = value
