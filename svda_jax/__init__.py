@@ -13,7 +13,10 @@ __version__ = "0.1.0"
 
 
 class UserError(ValueError):
-    """A mistake of the user's; the command line prints it as one line and exits."""
+    """A mistake of the user's, in one line that the command line prints and exits."""
+
+    def __init__(self, message):
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 def load(workdir):

@@ -34,7 +34,8 @@ def main(argv):
         module, _, function = COMMANDS[command][0].partition(":")
         getattr(importlib.import_module(module), function)(rest)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted")
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

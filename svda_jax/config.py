@@ -279,15 +279,15 @@ def from_json(text):
     return check(json.loads(text))
 
 
-def flatten(config):
+def flatten(config, prefix=""):
     """A config as one dict from dotted keys to values."""
     if not isinstance(config, (ConfigDict, dict)):
         raise UserError("it holds no options")
     flat = {}
-    for key in config:
-        value = config[key]
-        if isinstance(value, (ConfigDict, dict)):
-            flat |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}
+    for key, value in ((f"{prefix}{name}", config[name]) for name in config):
+        is_section = any(option.startswith(f"{key}.") for option in OPTIONS)
+        if is_section and isinstance(value, (ConfigDict, dict)):
+            flat |= flatten(value, f"{key}.")
         else:
             flat[key] = value
     return flat

@@ -37,6 +37,7 @@ NUM_PARAMETERS = {
     "fashion_mnist": (206_218, 6 * 64),
     "fashion_mnist_small": (139_146, 4 * 64),
     "food101": (21_708_389, 12 * 384),
+    "image_folder": (829_058, 6 * 128),
     "imagenet100": (21_708_004, 12 * 384),
 }
 

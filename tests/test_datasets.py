@@ -1,22 +1,21 @@
-"""TFDS data sets: digits, FashionMNIST from IDX files, and what can be wrong."""
+"""TFDS data sets: digits, splits, labels, classes, and what can be wrong."""
 
-import gzip
-import http.server
 import importlib
-import shutil
-import struct
-import threading
+import json
+import subprocess
+import sys
 import time
 
 import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from svda_jax import UserError
-from svda_jax.data import datasets, fashion_mnist, prepare
-from svda_jax.data.fashion_mnist import FashionMnist, read_idx
+from svda_jax.data import datasets, prepare
+from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.devices import parallel
 
 
@@ -115,6 +114,156 @@ def test_a_config_that_the_data_contradicts(load, changes, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_kept_labels_are_those_of_the_split(load, tmp_path, data_dir, streaming):
+    """Two splits of one length and nearly one name."""
+    path = write_class_list(tmp_path / "list", "0123456789")
+    target = load_digits().target
+    for split, expected in (
+        ("train[:700]", target[:700]),
+        ("train[-700:]", target[737:1437]),
+        ("test[:50%]", target[1437:1617]),
+        ("test[50%:]", target[1617:]),
+    ):
+        for _ in range(2):  # read, then kept
+            data = load(class_list=path, train_split=split, streaming=streaming)
+            _, labels = data.get(range(len(expected)))
+            np.testing.assert_array_equal(labels, expected)
+
+
+def test_class_list_by_ids_words_and_whole_lines(tmp_path, make_dataset_config):
+    folder = tmp_path / "images"
+    words = {
+        "n00000001": "golden, a colour",
+        "n00000002": "golden retriever, dog",
+        "n00000003": "Ankle boot",
+    }
+    for name in words:
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(folder / name / "x.png")
+    (folder / "Labels.json").write_text(json.dumps(words))
+    prepare.import_files("words", str(folder), str(tmp_path / "tfds"))
+
+    def names(*lines):
+        path = tmp_path / "list"
+        path.write_text("\ufeff" + "\n".join(lines), "utf-8")
+        config = make_dataset_config(
+            name="words",
+            data_dir=str(tmp_path / "tfds"),
+            class_list=str(path),
+            num_classes=len(lines),
+            channels=3,
+            image_size=4,
+        )
+        mesh = parallel.create_mesh(jax.devices()[:1])
+        data = datasets.load(config, "train", batch_size=1, mesh=mesh)
+        return data.class_names
+
+    expected = ("golden retriever", "Ankle boot")
+    assert names("golden retriever", "Ankle boot") == expected
+    assert names("n00000002", "n00000003 some boot") == expected
+    assert names("golden retriever, dog", "Ankle boot  # shoe") == expected
+    assert names("golden") == ("golden",)
+    with pytest.raises(UserError, match="line 1: golden hamster is no class of words"):
+        names("golden hamster")
+
+
+class Unlabelled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A data set whose features are given; of test labels, one is not known."""
+
+    name = "unlabelled"
+    VERSION = tfds.core.Version("1.0.0")
+    label = tfds.features.ClassLabel(num_classes=3)
+    nested = False
+
+    def _info(self):
+        features = {"image": tfds.features.Image(shape=(2, 2, 1)), "label": self.label}
+        if self.nested:
+            features = {"img": features}
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(5):
+            image = Image.fromarray(np.full((2, 2), i, np.uint8))
+            example = {"image": image, "label": i % 3 if i < 4 else -1}
+            yield i, {"img": example} if self.nested else example
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_labels_that_are_not_known_are_refused(load, tmp_path, streaming, listed):
+    Unlabelled(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    path = write_class_list(tmp_path / "list", "012")
+    options = {"data_dir": str(tmp_path), "num_classes": 3, "image_size": 2}
+    options |= {"class_list": path if listed else "", "skip_corrupt": True}
+
+    def read():
+        data = load("eval", name="unlabelled", streaming=streaming, **options)
+        list(data.eval_batches())
+
+    with pytest.raises(UserError, match=r"example .: its label is none of the classes"):
+        read()
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_features_that_are_not_image_and_class_are_named(
+    load, tmp_path, monkeypatch, nested
+):
+    monkeypatch.setattr(Unlabelled, "nested", nested)
+    if not nested:
+        monkeypatch.setattr(Unlabelled, "label", tfds.features.Scalar(dtype=np.int64))
+    Unlabelled(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(UserError, match="=unlabelled has no image and label of") as e:
+        load("eval", name="unlabelled", data_dir=str(tmp_path))
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("cifar-10", "cifar10"),
+        ("CIFAR10", "cifar10"),
+        ("Fashion-MNIST", "fashion_mnist"),
+        ("food-101", "food101"),
+        ("digit", "digits"),
+        ("", "digits"),
+        ("../x", ""),
+        ("mnist:9.9.9", "mnist"),
+        ("a:b", ""),
+    ],
+)
+def test_wrong_names_get_the_nearest_right_one(tmp_path, name, nearest):
+    with pytest.raises(UserError, match=f"did you mean {nearest}") as error:
+        datasets.open_builder(name, str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_data_dir_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot (read|write) .*file"):
+        datasets.open_builder("digits", str(tmp_path / "file"))
+
+
+def test_several_processes_prepare_once(tmp_path):
+    code = (
+        "import sys; from svda_jax.data.datasets import open_builder\n"
+        "b = open_builder('digits', sys.argv[1]); print(b.info.splits['test'])"
+    )
+    left = tmp_path / "digits/incomplete.X_1.0.0"
+    left.mkdir(parents=True)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
+    said = [process.communicate()[0].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert all("num_examples=360" in text for text in said)
+    assert not left.exists()
+
+
 def test_missing_data_set_without_network_fails_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(FashionMnist, "URL", "http://127.0.0.1:1/")  # nobody listens
     start = time.monotonic()
@@ -195,153 +344,3 @@ def test_data_set_with_files_to_get_by_hand_says_which(remote):
     ) as error:
         datasets.open_builder("imagenet2012", str(remote / "tfds"))
     assert "\n" not in str(error.value)
-
-
-# A FashionMNIST of 13 and 7 images.
-FILES = {"train": ("train", 13), "test": ("t10k", 7)}
-
-
-@pytest.fixture
-def idx_folder(tmp_path, rng, monkeypatch):
-    monkeypatch.setattr(fashion_mnist, "FILES", FILES)
-    folder = tmp_path / "idx"
-    folder.mkdir()
-    for prefix, num_images in FILES.values():
-        images = rng.integers(0, 256, size=(num_images, 28, 28)).astype(np.uint8)
-        images[:, 0, 0] = np.arange(num_images)
-        labels = (np.arange(num_images) % 10).astype(np.uint8)
-        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
-            header = bytes([0, 0, 8, array.ndim]) + struct.pack(
-                f">{array.ndim}I", *array.shape
-            )
-            path = folder / f"{prefix}-{name}-ubyte.gz"
-            path.write_bytes(gzip.compress(header + array.tobytes()))
-    return folder
-
-
-def check_fashion_mnist(data_dir, folder):
-    """What TFDS itself opens there equals the files."""
-    builder = tfds.builder("fashion_mnist", data_dir=str(data_dir))
-    assert str(builder.version) == "3.0.1"
-    assert builder.info.features["label"].int2str(9) == "Ankle boot"
-    for split, (prefix, num_images) in FILES.items():
-        images = read_idx(
-            folder / f"{prefix}-images-idx3-ubyte.gz", (num_images, 28, 28)
-        )
-        source = builder.as_data_source(split=split)
-        assert len(source) == num_images
-        for example in source.__getitems__(range(num_images)):
-            image = example["image"][..., 0]
-            np.testing.assert_array_equal(image, images[image[0, 0]])
-            assert example["label"] == image[0, 0] % 10
-
-
-def test_import_of_fashion_mnist(idx_folder, tmp_path, capsys):
-    data_dir = tmp_path / "tfds"
-    prepare.main(
-        ["fashion_mnist", "--from", str(idx_folder), "--data_dir", str(data_dir)]
-    )
-    assert "configs/fashion_mnist.py" in capsys.readouterr().out
-    check_fashion_mnist(data_dir, idx_folder)
-    with pytest.raises(SystemExit, match="is there already"):
-        prepare.main(
-            ["fashion_mnist", "--from", str(idx_folder), "--data_dir", str(data_dir)]
-        )
-
-
-def test_files_need_not_be_gzipped(idx_folder, tmp_path):
-    for path in list(idx_folder.iterdir()):
-        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
-        path.unlink()
-    prepare.import_files("fashion_mnist", str(idx_folder), str(tmp_path / "tfds"))
-    assert (tmp_path / "tfds/fashion_mnist/3.0.1/dataset_info.json").exists()
-
-
-def test_fashion_mnist_is_downloaded_where_there_is_a_network(
-    idx_folder, tmp_path, monkeypatch, capsys
-):
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(idx_folder))
-
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(
-            FashionMnist, "URL", f"http://127.0.0.1:{server.server_port}/"
-        )
-        datasets.open_builder("fashion_mnist", str(tmp_path / "tfds"))
-        server.shutdown()
-    check_fashion_mnist(tmp_path / "tfds", idx_folder)
-
-
-def truncate(folder):
-    path = folder / "train-images-idx3-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def truncate_inside(folder):
-    path = folder / "train-images-idx3-ubyte.gz"
-    data = gzip.decompress(path.read_bytes())
-    path.write_bytes(gzip.compress(data[:-100]))
-
-
-def swap_kinds(folder):
-    images, labels = (
-        folder / f"train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")
-    )
-    images.rename(folder / "x")
-    labels.rename(images)
-    (folder / "x").rename(labels)
-
-
-def swap_splits(folder):
-    for kind in ("images-idx3", "labels-idx1"):
-        train, test = (folder / f"{p}-{kind}-ubyte.gz" for p in ("train", "t10k"))
-        train.rename(folder / "x")
-        test.rename(train)
-        (folder / "x").rename(test)
-
-
-def remove(folder):
-    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
-
-
-def write_text(folder):
-    (folder / "t10k-labels-idx1-ubyte.gz").write_text("hello")
-
-
-def write_large_label(folder):
-    path = folder / "t10k-labels-idx1-ubyte.gz"
-    data = gzip.decompress(path.read_bytes())
-    path.write_bytes(gzip.compress(data[:-1] + bytes([11])))
-
-
-def empty(folder):
-    (folder / "t10k-labels-idx1-ubyte.gz").write_bytes(b"")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (truncate, "train-images.*damaged gzip file"),
-        (truncate_inside, "train-images.*10092 bytes of data, expected 10192"),
-        (swap_kinds, r"train-images.*shape \(13,\), expected \(13, 28, 28\)"),
-        (swap_splits, r"train-images.*shape \(7, 28, 28\), expected \(13, 28, 28\)"),
-        (remove, "neither t10k-labels-idx1-ubyte nor"),
-        (write_text, "t10k-labels.*not an IDX file"),
-        (write_large_label, "t10k-labels.*label 11, expected 0 to 9"),
-        (empty, "t10k-labels.*not an IDX file"),
-        (shutil.rmtree, "is not a folder"),
-    ],
-)
-def test_damaged_idx_files(idx_folder, tmp_path, damage, message):
-    damage(idx_folder)
-    with pytest.raises(SystemExit, match=message) as exit_:
-        prepare.main(
-            ["fashion_mnist", "--from", str(idx_folder), "--data_dir", str(tmp_path)]
-        )
-    assert "\n" not in str(exit_.value)
-    assert not (tmp_path / "fashion_mnist").exists()

@@ -2,17 +2,26 @@
 
 import io
 import json
+import os
+import re
+import shlex
 import shutil
+import subprocess
+import sys
 
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from svda_jax import UserError
-from svda_jax.data import prepare
+from svda_jax import UserError, main
+from svda_jax.__main__ import main as program
+from svda_jax.config import validate
+from svda_jax.data import datasets, prepare
 from svda_jax.data.image_folder import find_images
 from svda_jax.data.images import decode
+from svda_jax.devices import parallel
 
 
 def write_images(folder, classes, num_images=2, size=(9, 7), seed=0):
@@ -60,7 +69,7 @@ def test_files_are_kept_byte_for_byte(folder, tmp_path, capsys):
             assert ["ant", "bee", "cat"][example["label"]] in name
     out = capsys.readouterr().out
     assert "3 classes, 6 in train, 3 in validation" in out
-    assert "--config.dataset.name=insects --config.dataset.num_classes=3" in out
+    assert "--config.dataset.num_classes=3 --config.dataset.eval_split=vali" in out
     assert "--config.dataset.eval_split=validation" in out
 
 
@@ -85,10 +94,11 @@ def test_class_folders_alone_are_a_training_split(folder, tmp_path, capsys):
     assert "--config.dataset.holdout=0.1" in capsys.readouterr().out
 
 
-def test_words_for_classes_must_tell_them_apart(folder):
+def test_words_for_classes_must_tell_them_apart(folder, tmp_path):
     words = {"ant": "crane, bird", "bee": "crane, machine"}
     (folder / "Labels.json").write_text(json.dumps(words))
-    assert find_images(folder)[1] == ["ant", "bee", "cat"]
+    builder = prepare.ImageFolder(name="insects", source=folder, data_dir=tmp_path)
+    assert builder.class_names == ["ant", "bee", "cat"]
 
 
 def test_other_formats_and_modes(folder, tmp_path):
@@ -133,8 +143,9 @@ def truncate(folder):
     path.write_bytes(path.read_bytes()[:-60])
 
 
-def write_text(folder):
-    (folder / "train/ant/note.jpg").write_text("hello")
+def truncate_class(folder):
+    path = folder / "val/bee/bee_10.png"
+    path.write_bytes(path.read_bytes()[:-60])
 
 
 def no_train(folder):
@@ -161,8 +172,7 @@ def bad_words(folder):
         (empty_class, r"class bee has no images in validation \(.*val/bee\)"),
         (missing_class, r"class cat has no images in validation \(.*val/cat\)"),
         (extra_class, "class dog is in validation but not in train"),
-        (truncate, "train/bee/bee_00.png cannot be decoded: .*truncated"),
-        (write_text, "train/ant/note.jpg cannot be decoded: not an image; mend or"),
+        (truncate_class, "class bee has no image in validation that decodes"),
         (no_train, "has val/ but no train/"),
         (no_folders, "no folders of images, one for each class"),
         (no_images, "class a has no images in train"),
@@ -178,13 +188,165 @@ def test_bad_folders_leave_nothing(folder, tmp_path, damage, message):
     assert not list(tmp_path.glob("tfds/insects/*"))
 
 
-def test_corrupt_images_can_be_left_out(folder, tmp_path, capsys):
+def test_what_is_not_taken_is_counted_and_named_or_refused(folder, tmp_path, capsys):
     truncate(folder)
-    builder = run(folder, tmp_path, "--skip_corrupt")
+    (folder / "train/ant/note.jpg").write_text("hello")
+    (folder / "train/ant/note.txt").write_text("hello")
+    (folder / "train/cat/gone.png").symlink_to(folder / "nowhere.png")
+    (folder / "train/cat/loop").symlink_to(folder / "train")
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(folder / "train/cat/f.tiff")
+    write_images(folder, ["extra"], num_images=1)
+    shutil.copy(folder / "train/cat/cat_00.png", folder / "train/lone.png")
+    with pytest.raises(SystemExit, match=r" is not taken: .*; mend or remove it"):
+        run(folder, tmp_path, "--strict")
+    assert not list(tmp_path.glob("tfds/insects/*"))
+    builder = run(folder, tmp_path)
     assert builder.info.splits["train"].num_examples == 5
     out = capsys.readouterr().out
-    assert "left out" in out
-    assert "bee_00.png" in out
+    for line in (
+        r"left out 1, .*truncated.*: .*/train/bee/bee_00.png",
+        r"left out 2, not an image: .*/ant/note.txt, .*/ant/note.jpg",
+        r"left out 1, a broken link: .*/cat/gone.png",
+        r"left out 1, a link to a folder above: .*/cat/loop",
+        r"left out 1, its folder is no split: .*/extra/extra_00.png",
+        r"left out 1, outside of a class's folder: .*/train/lone.png",
+        r"left out 1, pixels are floats of 32 bits, .*: .*/cat/f.tiff",
+    ):
+        assert re.search(line, out), line
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("Training", "Val", "Testing"),
+        ("train", "valid", "test"),
+        ("TRAIN", "dev", "TEST"),
+        ("training_set", "validation", "test_set"),
+    ],
+)
+def test_splits_in_usual_spellings(tmp_path, train, validation, test):
+    for seed, name in enumerate((train, validation, test)):
+        write_images(tmp_path / name, ["a", "b"], num_images=1, seed=seed)
+    files, classes, left_out = find_images(tmp_path)
+    assert {split: len(paths) for split, paths in files.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 2,
+    }
+    assert classes == ["a", "b"]
+    assert not left_out
+
+
+def test_nested_folders_any_suffix_and_what_systems_leave(tmp_path):
+    folder = tmp_path / "images"
+    write_images(folder, ["a", "b"], num_images=1)
+    picture = Image.open(folder / "a/a_00.png")
+    (folder / "a/2024/album.jpg").mkdir(parents=True)
+    names = ["2024/album.jpg/x.jfif", "y.pgm", "z.avif", "w.jp2", "v.jpe", "u.qoi"]
+    for name in names:
+        picture.convert("L" if name == "y.pgm" else "RGB").save(folder / "a" / name)
+    picture.save(folder / "a/none", "PNG")
+    for name in ("._x.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
+        (folder / "a" / name).write_text("hello")
+    for name in ("@eaDir", "__MACOSX", ".thumbnails"):
+        write_images(folder / "b", [name], num_images=1)
+        write_images(folder, [name], num_images=1)
+    files, classes, left_out = find_images(folder)
+    assert classes == ["a", "b"]
+    assert not left_out
+    found = {str(path.relative_to(folder / "a")) for path, n in files["train"] if not n}
+    assert found == {*names, "none", "a_00.png"}
+    assert sum(label for _, label in files["train"]) == 1
+    builder = run(folder, tmp_path)
+    assert builder.info.splits["train"].num_examples == 9
+
+
+@pytest.mark.parametrize("name", ["cat ", "c\nat"])
+def test_class_names_that_a_file_of_names_cannot_hold(tmp_path, name):
+    write_images(tmp_path, ["cat", name], num_images=1)
+    with pytest.raises(UserError, match=r"class folder 'c.*at ?': a name has no"):
+        find_images(tmp_path)
+
+
+def test_latin_1_names_are_taken(tmp_path, capsys):
+    folder = tmp_path / "images"
+    write_images(folder, ["a", "b"], num_images=1)
+    for name in (b"caf\xe9.png", b"caf\xe8.png"):
+        shutil.copy(folder / "a/a_00.png", os.fsencode(folder / "a") + b"/" + name)
+    os.rename(folder / "b", os.fsencode(folder) + b"/b\xe9")
+    builder = run(folder, tmp_path)
+    assert builder.info.features["label"].names == ["a", r"b\xe9"]
+    assert r"a/caf\xe9.png" in read(builder, "train")
+    capsys.readouterr().out.encode()
+
+
+def test_deep_and_turned_images_are_stored_as_they_are_decoded(tmp_path):
+    ramp = np.linspace(0, 65535, 12 * 7).reshape(12, 7).astype(np.uint16)
+    (tmp_path / "images/a").mkdir(parents=True)
+    Image.fromarray(ramp).save(tmp_path / "images/a/x.tiff")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(ramp).save(tmp_path / "images/a/y.png", exif=exif)
+    Image.fromarray(ramp >> 8).convert("L").save(
+        tmp_path / "images/a/z.webp", exif=exif, lossless=True
+    )
+    examples = read(run(tmp_path / "images", tmp_path), "train")
+    for name, pixels in (
+        ("x.tiff", ramp >> 8),
+        ("y.png", np.rot90(ramp >> 8, -1)),
+        ("z.webp", np.rot90(ramp >> 8, -1)),
+    ):
+        found = decode(examples[f"a/{name}"]["image"], channels=1)[..., 0]
+        np.testing.assert_allclose(found.astype(float), pixels, atol=1)
+
+
+def test_one_of_two_imports_at_once_is_refused_and_leftovers_go(folder, tmp_path):
+    left = tmp_path / "tfds/insects/incomplete.ABC123_1.0.0"
+    left.mkdir(parents=True)
+    command = [sys.executable, "-m", "svda_jax", "prepare", "insects", "--from"]
+    command += [str(folder), "--data_dir", str(tmp_path / "tfds")]
+    both = [
+        subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    said = [process.communicate()[1].decode().strip() for process in both]
+    assert sorted(process.returncode for process in both) == [0, 1]
+    error = said[both[0].returncode == 0]
+    assert "is there already; remove it to import anew" in error
+    assert "\n" not in error
+    assert not left.exists()
+
+
+def test_ctrl_c_is_one_line(folder, tmp_path, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare.ImageFolder, "_generate_examples", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        program(
+            ["prepare", "insects", "--from", str(folder), "--data_dir", str(tmp_path)]
+        )
+    assert exit_.value.code == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+    assert not list(tmp_path.glob("insects/*"))
+
+
+def test_the_line_printed_at_the_end_trains_as_it_stands(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "images"
+    write_images(folder, ["a", "b"], num_images=20)
+    data_dir = tmp_path / "with a space"
+    prepare.main(["pets", "--from", str(folder), "--data_dir", str(data_dir)])
+    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert line[:3] == ["python", "-m", "svda_jax.main"]
+    config, workdir, _ = main.parse(line[2:])
+    assert str(workdir) == "runs/pets-svda-0"
+    assert config.batch_size == 8  # of 36 images
+    validate(config, num_devices=8)
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    for kind, count in (("train", 36), ("eval", 4)):
+        data = datasets.load(config.dataset, kind, batch_size=8, mesh=mesh)
+        assert data.num_images == count
+        assert data.class_names == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,136 @@ def test_crops_are_a_function_of_the_generator(picture):
     ]
     np.testing.assert_array_equal(crops[0], crops[1])
     assert (crops[0] != crops[2]).any()
+
+
+RAMP = np.linspace(0, 65535, 16 * 9).reshape(16, 9)
+
+
+def ramp_png():
+    return encode(Image.fromarray(RAMP.astype(np.uint16)), "PNG")
+
+
+def ramp_tiff():
+    return encode(Image.fromarray(RAMP.astype(np.uint16)), "TIFF")
+
+
+def ramp_tiff_of_12_bits():
+    """Two pixels of 12 bits in three bytes, which Pillow reads but does not write."""
+    data = bytearray(encode(Image.fromarray((RAMP / 16).astype(np.uint16)), "TIFF"))
+    bits = data.index(np.array([258, 3, 1, 0, 16], "<u2").tobytes())
+    data[bits + 8] = 12
+    values = np.pad((RAMP / 16).astype(int), ((0, 0), (0, 1)))  # an even number a row
+    first, second = values[:, ::2], values[:, 1::2]
+    packed = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+    packed = np.stack(packed, -1).astype(np.uint8).reshape(16, 15)[:, :14]
+    place = data.index((RAMP / 16).astype("<u2").tobytes())
+    data[place : place + packed.size] = packed.tobytes()
+    return bytes(data)
+
+
+def ramp_tiff_where_0_is_white():
+    data = bytearray(encode(Image.fromarray((65535 - RAMP).astype(np.uint16)), "TIFF"))
+    place = data.index(np.array([262, 3, 1, 0, 1], "<u2").tobytes())
+    data[place + 8] = 0
+    return bytes(data)
+
+
+def ramp_pgm():
+    return b"P5 9 16 65535\n" + RAMP.astype(">u2").tobytes()
+
+
+def ramp_pgm_up_to_1000():
+    return b"P5 9 16 1000\n" + (RAMP * 1000 / 65535).astype(">u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        ramp_png,
+        ramp_tiff,
+        ramp_tiff_of_12_bits,
+        ramp_tiff_where_0_is_white,
+        ramp_pgm,
+        ramp_pgm_up_to_1000,
+    ],
+)
+def test_more_than_eight_bits_are_scaled_by_their_range(write):
+    pixels = decode(write(), channels=3)
+    # Depths are cut off, not rounded, to the file's own and then to eight bits.
+    np.testing.assert_allclose(pixels[..., 1], RAMP / 65535 * 255, atol=1.3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(np.float32, "floats"), (np.int32, "integers")]
+)
+def test_32_bits_are_refused_by_name(dtype, kind):
+    data = encode(Image.fromarray((RAMP / 65535).astype(dtype)), "TIFF")
+    with pytest.raises(CorruptImageError, match=f"pixels are {kind} of 32 bits"):
+        decode(data, channels=3)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_is_turned_upright(file_format, orientation):
+    """As a viewer shows it: the corners of a picture in which each has its grey."""
+    corners = np.array([[0, 80], [160, 240]], np.uint8)
+    image = np.kron(corners, np.ones((16, 24), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if file_format != "WEBP" else {"lossless": True}
+    if file_format in ("TIFF", "PNG"):
+        options = {}
+    data = encode(
+        Image.fromarray(image).convert("RGB"), file_format, exif=exif, **options
+    )
+    rotations = {1: 0, 2: 0, 3: 2, 4: 2, 5: 3, 6: 3, 7: 1, 8: 1}
+    expected = np.rot90(image, rotations[orientation])
+    if orientation in (2, 4, 5, 7):
+        expected = expected[:, ::-1]
+    found = decode(data, channels=1)[..., 0]
+    assert found.shape == expected.shape
+    assert_about_equal(found, expected, mean=4)
+    crop = center_crop(data, size=8, channels=1, fraction=1.0)[..., 0]
+    side = min(expected.shape)
+    top, left = (np.array(expected.shape) - side) // 2
+    square = expected[top : top + side, left : left + side]
+    small = np.asarray(Image.fromarray(square).resize((8, 8), Image.BILINEAR))
+    # Pillow averages over more pixels; a corner in another's place would make 20.
+    assert_about_equal(crop, small, mean=8)
+
+
+def test_bytes_between_the_parts_of_a_jpeg_lose_no_pixel(picture):
+    data = encode(picture, "JPEG", quality=90)
+    expected = decode(data, channels=3)
+    before_the_end = data[:-2] + bytes(5) + data[-2:]
+    np.testing.assert_array_equal(decode(before_the_end, channels=3), expected)
+    crops = [
+        center_crop(one, size=48, channels=3, fraction=0.9)
+        for one in (data, before_the_end)
+    ]
+    np.testing.assert_array_equal(*crops)
+    for cut in (before_the_end[:-1], data[:9000] + bytes(5) + data[9000:-4000]):
+        with pytest.raises(CorruptImageError):
+            decode(cut, channels=3)
+
+
+@pytest.mark.parametrize("shape", [(7, 40), (3, 500), (1, 1), (40, 7), (8, 100)])
+@pytest.mark.parametrize("size", [1, 2, 5, 32])
+def test_thin_jpegs_are_cropped_where_they_should(shape, size):
+    columns = np.broadcast_to(np.linspace(0, 255, shape[1]).astype(np.uint8), shape)
+    data = encode(Image.fromarray(np.ascontiguousarray(columns)), "JPEG", quality=100)
+    crop = center_crop(data, size=size, channels=1, fraction=1.0)[..., 0]
+    side = min(shape)
+    left = (shape[1] - side) // 2
+    expected = columns[:side, left : left + side].astype(float)
+    assert crop.mean() == pytest.approx(expected.mean(), abs=6)  # of 42 a pixel
+    random_resized_crop(
+        data, np.random.default_rng(0), size=size, channels=3, min_area=0.08
+    )
+
+
+def test_images_too_large_for_pillow_are_refused(monkeypatch, picture):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for file_format in ("JPEG", "PNG"):
+        with pytest.raises(CorruptImageError, match="exceeds limit"):
+            decode(encode(picture, file_format), channels=3)

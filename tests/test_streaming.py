@@ -237,6 +237,7 @@ def test_photographs_end_to_end(photograph_dir, make_config, tmp_path, monkeypat
         dataset__min_crop_area=0.5,
     )
     train_and_evaluate(config, tmp_path / "whole")
+    assert runs.load(tmp_path / "whole").class_names == PHOTOGRAPHS
     history = runs.read_history(tmp_path / "whole")
     assert history["step"].values.tolist() == [20]  # ceil(4 * 99 / 20)
     assert np.isfinite(history["eval_loss"]).all()

@@ -100,6 +100,27 @@ def test_images_are_normalised_inside(make_model_config, images, randomize):
     np.testing.assert_allclose(raw, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: np.float32(x) / 255, "values from .* to 1; the model takes them as"),
+        (lambda x: np.float32(x) / 100 - 1, "values from -.*; the model takes them as"),
+        (lambda x: x[:, :4], r"shape \[.*, 4, 6, 2\]; the model takes \[B, 6, 6, 2\]"),
+        (lambda x: x[0], r"shape \[6, 6, 2\]; the model takes \[B, 6, 6, 2\]"),
+        (lambda x: x[..., :1], r"6, 1\]; the model takes \[B, 6, 6, 2\]"),
+    ],
+)
+def test_images_that_are_not_those_of_the_model_are_refused(
+    make_model_config, images, randomize, change, message
+):
+    model = randomized(make_model_config(), randomize)
+    images = images.copy()
+    images[0, 0, 0] = 0, 255
+    with pytest.raises(UserError, match=message):
+        model(change(images))
+    np.testing.assert_array_equal(model(np.float32(images))[0], model(images)[0])
+
+
 def test_images_do_not_see_each_other(make_model_config, images, randomize):
     model = randomized(make_model_config(), randomize)
     alone = jnp.concatenate([model(images[i : i + 1])[0] for i in range(B)])

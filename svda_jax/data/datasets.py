@@ -6,10 +6,15 @@ stream (`streaming`); both have one interface.
 """
 
 import contextlib
+import difflib
+import fcntl
+import functools
 import importlib.util
 import io
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -77,8 +82,7 @@ def open_builder(name, data_dir="", *, obtain=True):
         prepare_builder(builder)
     else:
         _prepare_apart(name, data_dir)
-        builder = create_builder(name, data_dir)  # what another process wrote
-    return builder
+    return create_builder(name, data_dir)  # what another process may have written
 
 
 def create_builder(name, data_dir=""):
@@ -87,24 +91,71 @@ def create_builder(name, data_dir=""):
     Raises:
       UserError: there is no data set of that name.
     """
-    create = BUILDERS.get(name) or (lambda **kwargs: tfds.builder(name, **kwargs))
+    create = BUILDERS.get(name) or functools.partial(tfds.builder, name)
     try:
         return create(data_dir=data_dir or None, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError:
+    except OSError as error:
+        where = data_dir or tfds.core.constants.DATA_DIR
+        raise UserError(f"cannot read {where}: {error.strerror}") from None
+    except (ValueError, AssertionError):  # no such name, version or variant
+        known = [*BUILDERS, *tfds.list_builders(with_community_datasets=False)]
+        plain = re.sub(r"\W+|_", "", name.lower())
+        same = [known_one for known_one in known if known_one.replace("_", "") == plain]
+        nearest = same or difflib.get_close_matches(name, known, 1) or ["digits"]
         raise UserError(
             f"dataset.name={name} is neither a TFDS data set nor one of "
             f"{list(BUILDERS)}, nor is there one of that name in "
-            f"{data_dir or tfds.core.constants.DATA_DIR}; a folder of images becomes "
-            f"one with python -m svda_jax prepare {name} --from DIR"
+            f"{data_dir or tfds.core.constants.DATA_DIR}; did you mean {nearest[0]}? A "
+            "folder of images becomes a data set with python -m svda_jax prepare NAME "
+            "--from DIR"
         ) from None
 
 
 def prepare_builder(builder):
-    """Writes a data set to disk, in a format with random access."""
+    """Writes a data set to disk, in a format with random access, once.
+
+    Processes that come meanwhile wait. What a killed one left is removed.
+
+    Returns:
+      Whether it was written; False: it was there already.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    folder = pathlib.Path(builder.data_dir)
     if builder.name == "digits":
         tfds.disable_progress_bar()  # a matter of seconds
-    with contextlib.redirect_stdout(io.StringIO()):  # what it prints is no use here
-        builder.download_and_prepare(file_format="array_record")
+    try:
+        if builder.is_prepared():
+            return False
+        with _lock(pathlib.Path(builder.data_dir_root) / f".{builder.name}.lock"):
+            if builder.is_prepared():
+                return False
+            for left in folder.parent.glob("incomplete.*"):
+                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.redirect_stdout(io.StringIO()):  # what it prints is no use
+                builder.download_and_prepare(file_format="array_record")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder}: {error.strerror or error}; dataset.data_dir (or "
+            "--data_dir) names another folder"
+        ) from None
+    return True
+
+
+@contextlib.contextmanager
+def _lock(path):
+    """Holds a file's lock, which goes with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process holds {path}: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _check_obtainable(builder, missing):

@@ -1,7 +1,9 @@
 """A folder of class folders of images, in TFDS format, without TensorFlow."""
 
+import collections
 import io
 import json
+import os
 import pathlib
 import re
 
@@ -12,37 +14,44 @@ from svda_jax import UserError
 from svda_jax.data.images import CorruptImageError, decode
 
 # The folders of each split; ImageNet-100 is handed round in parts, train.X1, ...
-_LAYOUT = {
-    "train": r"train(\.X\d+)?",
-    "validation": r"(val|validation)(\.X\d*)?",
-    "test": r"test(\.X\d*)?",
+_SPLITS = {
+    "train": "train|training|trn",
+    "validation": "val|valid|validation|dev|devel|development",
+    "test": "test|testing|tst",
 }
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+_PART = r"(?:{})(?:[-_ ]?(?:set|data|images|split))?(?:\.X\d*)?"
+# What systems put among files; so are names that begin with a dot.
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx"} | {
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+}
+LABELS = "Labels.json"
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set of one's own; `tfds.builder(name)` opens what it wrote.
 
-    JPEG and PNG files are kept byte for byte, others as PNG of the same pixels.
+    JPEG and PNG files are kept byte for byte, others as PNG of the pixels that `decode`
+    makes of them. `classes.json` beside the data keeps the folders' names of classes.
 
     Args:
       name: what the data set will be called.
       source: the folder, as `find_images` takes it.
-      skip_corrupt: leaves images that cannot be decoded out; otherwise they are a
-        `UserError`.
+      strict: refuses a folder with anything that is not taken.
       **kwargs: of `tfds.core.GeneratorBasedBuilder`.
 
     Attributes:
-      skipped: what was left out, and why.
+      left_out: the paths of what was not taken, by reason.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, *, name, source, skip_corrupt=False, **kwargs):
+    def __init__(self, *, name, source, strict=False, **kwargs):
         self.name = name
-        self.files, self.class_names = find_images(source)
-        self.skip_corrupt = skip_corrupt
-        self.skipped = []
+        self.files, self.classes, self.left_out = find_images(source)
+        self.class_names = _name_classes(pathlib.Path(source), self.classes)
+        self.source, self.strict = source, strict
         super().__init__(**kwargs)
 
     def _info(self):
@@ -60,39 +69,56 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         )
 
     def _split_generators(self, dl_manager):
+        for reason, paths in self.left_out.items():
+            self._refuse(reason, paths[0])
+        with open(os.path.join(self.data_dir, "classes.json"), "w") as file:
+            json.dump(self.classes, file)
         return {
-            split: self._generate_examples(files) for split, files in self.files.items()
+            split: self._generate_examples(split, files)
+            for split, files in self.files.items()
         }
 
-    def _generate_examples(self, files):
+    def _generate_examples(self, split, files):
+        taken = set()
         for path, label in files:
             try:
-                data = path.read_bytes()
-                decode(data, channels=3)
-            except CorruptImageError as error:
-                if not self.skip_corrupt:
-                    raise UserError(
-                        f"{path} cannot be decoded: {error}; mend or remove it, or "
-                        "leave such images out with --skip_corrupt"
-                    ) from None
-                self.skipped.append(f"{path}: {error}")
+                example = {"image": _keep(path.read_bytes()), "label": label}
+            except (CorruptImageError, OSError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
+                self.left_out[reason].append(as_text(path))
+                self._refuse(reason, as_text(path))
                 continue
-            name = "/".join(path.parts[-3:])
-            yield name, {"image": _keep(data), "label": label, "file_name": name}
+            taken.add(label)
+            name = as_text(path.relative_to(self.source))
+            yield name, {**example, "file_name": name}
+        for label, name in enumerate(self.classes):
+            if label not in taken:
+                raise UserError(f"class {name} has no image in {split} that decodes")
+
+    def _refuse(self, reason, path):
+        if self.strict:
+            raise UserError(f"{path} is not taken: {reason}; mend or remove it")
+
+
+def as_text(path):
+    """A path as text that can be printed and stored, in whatever encoding it is."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def find_images(source):
     """The images of a folder, by split, and its classes.
 
+    Folders are searched to any depth. A file is an image if its suffix says so or
+    Pillow knows it; hidden files and those of systems are ignored.
+
     Args:
-      source: a folder with train/ and val/ (or validation/, test/), or with train.X1/,
-        train.X2/, ... and val.X/, each with a folder of images for every class; or the
-        class folders alone, which become the split "train". A Labels.json in it, from
-        folder names to names in words, names the classes.
+      source: a folder with train/ and val/ or test/, in any usual spelling, or with
+        train.X1/, train.X2/, ... and val.X/, each with a folder of images for every
+        class; or the class folders alone, which become the split "train".
 
     Returns:
-      A dict from split to (path, label) of every image, and the names of the classes,
-      by label.
+      A dict from split to (path, label) of every image, the names of the classes'
+      folders, by label, and the paths of what is not taken, by reason.
 
     Raises:
       UserError: source is nothing of the kind, a class has no images, or splits differ
@@ -101,25 +127,37 @@ def find_images(source):
     source = pathlib.Path(source)
     if not source.is_dir():
         raise UserError(f"{source} is not a folder")
-    folders = _folders(source)
+    left_out = collections.defaultdict(list)
+    folders, _ = _list(source, left_out)
     parts = {
-        split: [one for one in folders if re.fullmatch(pattern, one.name)]
-        for split, pattern in _LAYOUT.items()
+        split: [f for f in folders if re.fullmatch(_PART.format(names), f.name, re.I)]
+        for split, names in _SPLITS.items()
     }
     parts = {split: found for split, found in parts.items() if found}
+    for folder in folders if parts else ():
+        if not any(folder in found for found in parts.values()):
+            for path in _walk(folder, left_out):
+                left_out["its folder is no split"].append(as_text(path))
     if not parts:
         parts = {"train": [source]}
     if "train" not in parts:
-        raise UserError(f"{source} has {folders[0].name}/ but no train/ or train.X1/")
-    images = {split: _find_classes(found) for split, found in parts.items()}
+        first = min(found[0] for found in parts.values())
+        raise UserError(f"{source} has {first.name}/ but no train/ or train.X1/")
+    images = {split: _find_classes(found, left_out) for split, found in parts.items()}
     classes = sorted(images["train"])
     if not classes:
         where = ", ".join(str(part) for part in parts["train"])
         raise UserError(f"{where}: no folders of images, one for each class")
+    for name in classes:
+        if name != name.strip() or not name.isprintable():
+            raise UserError(
+                f"class folder {name!r}: a name has no spaces at its ends and no "
+                "characters that cannot be printed"
+            )
     for split, by_class in images.items():
         for name in classes:
             if not by_class.get(name):
-                where = ", ".join(str(part / name) for part in parts[split])
+                where = ", ".join(as_text(part / name) for part in parts[split])
                 raise UserError(f"class {name} has no images in {split} ({where})")
         for name in sorted(set(by_class) - set(classes)):
             raise UserError(f"class {name} is in {split} but not in train")
@@ -129,43 +167,84 @@ def find_images(source):
         ]
         for split, by_class in images.items()
     }
-    return files, _name_classes(source, classes)
+    return files, classes, left_out
 
 
-def _folders(path):
-    """The folders in a folder, sorted, without hidden ones."""
-    return sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
+def _list(folder, left_out):
+    """The folders and the images in a folder, sorted, without hidden ones."""
+    folders, images = [], []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.lower() in _SYSTEM:
+            continue
+        if path.is_dir():
+            folders.append(path)
+        elif not path.exists():
+            left_out["a broken link"].append(as_text(path))
+        elif not path.is_file():
+            left_out["no regular file"].append(as_text(path))
+        elif _is_image(path):
+            images.append(path)
+        elif path.name != LABELS:
+            left_out["not an image"].append(as_text(path))
+    return folders, images
 
 
-def _find_classes(parts):
+def _is_image(path):
+    """Whether a file is to be decoded: by its suffix, or as Pillow opens it."""
+    Image.init()
+    if Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN:
+        return True
+    try:
+        with Image.open(path):
+            return True
+    except Exception:  # Pillow raises whatever its bytes lead to
+        return False
+
+
+def _walk(folder, left_out, above=()):
+    """The images in a folder and those below it; a link to a folder above ends."""
+    real = folder.resolve()
+    if real in above:
+        left_out["a link to a folder above"].append(as_text(folder))
+        return []
+    folders, images = _list(folder, left_out)
+    for below in folders:
+        images += _walk(below, left_out, (*above, real))
+    return images
+
+
+def _find_classes(parts, left_out):
     """The image files of every class, over the parts of a split."""
-    found = {}
+    found = collections.defaultdict(list)
     for part in parts:
-        for folder in _folders(part):
-            files = (p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES)
-            found.setdefault(folder.name, []).extend(sorted(files))
-    return found
+        folders, images = _list(part, left_out)
+        for path in images:
+            left_out["outside of a class's folder"].append(as_text(path))
+        for folder in folders:
+            above = (part.resolve(), *part.resolve().parents)
+            found[as_text(folder.name)] += _walk(folder, left_out, above)
+    return dict(found)
 
 
 def _name_classes(source, classes):
     """Names in words from Labels.json where there is one, else the folders'."""
-    path = source / "Labels.json"
+    path = source / LABELS
     if not path.is_file():
         return classes
     try:
-        words = json.loads(path.read_text())
-        names = [words.get(name, name).split(",")[0] for name in classes]
-    except (ValueError, AttributeError) as error:
+        words = json.loads(path.read_text("utf-8-sig"))
+        names = [words.get(name, name).split(",")[0].strip() for name in classes]
+    except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no table of class names: {error}") from None
     return names if len(set(names)) == len(names) else classes
 
 
 def _keep(data):
-    """The bytes to store: the file's own if JPEG or PNG."""
+    """The bytes to store: the file's own if JPEG or PNG, once they are decoded."""
+    pixels = decode(data, channels=3)
     if data.startswith((b"\xff\xd8", b"\x89PNG")):
         return io.BytesIO(data)
     png = io.BytesIO()
-    picture = Image.open(io.BytesIO(data))
-    picture.convert("RGBA" if picture.has_transparency_data else "RGB").save(png, "PNG")
+    Image.fromarray(pixels).save(png, "PNG")
     png.seek(0)
     return png

@@ -1,57 +1,89 @@
 """Decoding of image files, and the crop of one that becomes a model's input.
 
 What comes out is uint8 `[height, width, channels]`, one channel for grey and three for
-RGB, whatever the file's mode. Orientation tags are not applied, as is the custom for
-ImageNet.
+RGB, whatever the file's mode, upright as its EXIF orientation says. Import, streaming
+and prediction all decode here.
 """
 
 import io
 import math
+import warnings
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Crops are taken from many threads already.
 cv2.setNumThreads(1)
+# Remarks on metadata say nothing of pixels; an image too large for Pillow is an error.
+warnings.filterwarnings("ignore", module=r"PIL\b")
+warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+_ORIENTATION = 0x0112  # EXIF's tag
+_TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
 
 # Of the crop's width over its height, before it is scaled to a square.
 MAX_ASPECT = 4 / 3
 
 
 class CorruptImageError(ValueError):
-    """An image that cannot be decoded to its end."""
+    """An image whose pixels cannot all be decoded, or mean nothing as 0 to 255."""
 
 
 def decode(data, *, channels):
     """The whole image of a file of any format that Pillow reads.
 
+    Grey of 16 bits is divided by 256, as Pillow does with colours of 16 bits; RGB
+    becomes grey by ITU-R 601 luma; what is transparent shows white; of an animation
+    the first picture is taken.
+
     Args:
       data: bytes of the file.
-      channels: 1 or 3. RGB becomes grey by ITU-R 601 luma; what is transparent shows
-        white.
+      channels: 1 or 3.
 
     Raises:
-      CorruptImageError: the data is truncated, damaged or no image.
+      CorruptImageError: the data is truncated, damaged or no image, or its pixels are
+        floats or integers of 32 bits, of which nothing says which is white.
     """
-    if _is_plain_jpeg(data):
+    if _plain_jpeg_size(data):
         return _decode_jpeg(data, channels)
     try:
         picture = Image.open(io.BytesIO(data))
+        tags = dict(getattr(picture, "tag_v2", ()))  # loading forgets them
         picture.load()
-        if picture.mode.startswith("I;16"):  # which Pillow would clip at 255
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        picture = ImageOps.exif_transpose(_to_8_bits(picture, tags))
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture)
-        pixels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+        pixels = np.array(picture.convert("L" if channels == 1 else "RGB"))
     except UnidentifiedImageError:
         raise CorruptImageError("not an image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise CorruptImageError(str(error)) from None
+    except Exception as error:  # Pillow raises whatever a damaged byte leads to
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise CorruptImageError(said) from None
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _to_8_bits(picture, tags):
+    """A picture of modes that Pillow converts well; others it clips at 255."""
+    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):
+        kind = "floats" if picture.mode == "F" else "integers"
+        raise CorruptImageError(
+            f"pixels are {kind} of 32 bits, of which none is white; save 8 or 16 bits"
+        )
+    if not picture.mode.startswith("I"):
+        return picture
+    pixels = np.array(picture).astype(np.int32)  # a PGM's maximum is scaled to 65535
+    bits = tags.get(_TIFF_BITS, (16,))[0]
+    if "transparency" in picture.info:
+        pixels[pixels == picture.info["transparency"]] = 2**bits - 1
+    if tags.get(_TIFF_PHOTOMETRIC) == 0:  # 0 is white
+        pixels = 2**bits - 1 - pixels
+    eight = Image.fromarray((pixels >> (bits - 8)).astype(np.uint8))
+    eight.getexif()[_ORIENTATION] = picture.getexif().get(_ORIENTATION, 1)
+    return eight
 
 
 def random_resized_crop(data, rng, *, size, channels, min_area):
@@ -121,10 +153,9 @@ def _crop(data, box, *, size, channels):
     The image is halved once or more first, as long as the box stays at least as large
     as the result; of a JPEG that happens while it is decoded and saves work.
     """
-    if _is_plain_jpeg(data):
-        height, width = _jpeg_header(data)[:2]
-        pixels = None
-    else:
+    pixels = None
+    height, width = _plain_jpeg_size(data) or (0, 0)
+    if height < 8:  # or it can be too small: 7/8 of 7 rows are 7
         pixels = decode(data, channels=channels)
         height, width = pixels.shape[:2]
     top, left, h, w = box(height, width)
@@ -150,26 +181,38 @@ def _crop(data, box, *, size, channels):
     return scaled.reshape(size, size, channels)
 
 
-def _is_plain_jpeg(data):
-    """Whether the data is a JPEG of grey or YCbCr, not of CMYK."""
+def _plain_jpeg_size(data):
+    """Height and width of an upright JPEG of grey, YCbCr or RGB; others are None."""
     if not data.startswith(b"\xff\xd8"):
-        return False
-    return _jpeg_header(data)[2] in ("Gray", "YCbCr", "RGB")
-
-
-def _jpeg_header(data):
-    """Height, width and colour space."""
+        return None
     try:
-        return simplejpeg.decode_jpeg_header(data)[:3]
-    except ValueError as error:
-        raise CorruptImageError(str(error)) from None
+        height, width, colours = simplejpeg.decode_jpeg_header(data)[:3]
+        if b"Exif\0\0" in data:
+            exif = Image.open(io.BytesIO(data)).getexif()
+            if exif.get(_ORIENTATION, 1) != 1:
+                return None
+    except Exception:  # Pillow may make something of it, or will say what is wrong
+        return None
+    small = height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
+    return (height, width) if small and colours in ("Gray", "YCbCr", "RGB") else None
 
 
 def _decode_jpeg(data, channels, min_height=0):
-    """Decodes a JPEG, at the smallest scale of the format that has that height."""
+    """Decodes a JPEG, at the smallest scale of the format that has that height.
+
+    Bytes between its parts lose no pixel: such a file is whole if Pillow finds its end.
+    """
+    options = {
+        "colorspace": "GRAY" if channels == 1 else "RGB",
+        "min_height": min_height,
+    }
     try:
-        return simplejpeg.decode_jpeg(
-            data, "GRAY" if channels == 1 else "RGB", min_height=min_height
-        )
+        return simplejpeg.decode_jpeg(data, **options)
     except ValueError as error:
+        if "extraneous bytes before marker" not in str(error):
+            raise CorruptImageError(str(error)) from None
+    try:
+        Image.open(io.BytesIO(data)).load()
+        return simplejpeg.decode_jpeg(data, **options, strict=False)
+    except (OSError, ValueError, SyntaxError) as error:
         raise CorruptImageError(str(error)) from None

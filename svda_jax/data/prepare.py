@@ -6,13 +6,15 @@
 
 DIR holds the four IDX files of FashionMNIST, gzipped or not; for every other name,
 train/ and val/ with a folder of images for each class, or train.X1/, ... and val.X/, or
-the class folders alone. Without --from the data set is one of TFDS, which needs
-TensorFlow for it.
+the class folders alone. What cannot be taken is counted and named at the end; --strict
+refuses it. Without --from the data set is one of TFDS, which needs TensorFlow for it.
 """
 
 import argparse
+import math
 import os
 import re
+import shlex
 import sys
 
 import tensorflow_datasets as tfds
@@ -22,9 +24,12 @@ from svda_jax import UserError
 from svda_jax.data.datasets import create_builder, prepare_builder
 from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.data.image_folder import ImageFolder
+from svda_jax.data.splits import features_of
+
+_NAMED = 5  # files named for each reason
 
 
-def import_files(name, source, data_dir=None, *, skip_corrupt=False):
+def import_files(name, source, data_dir=None, *, strict=False):
     """Imports a folder as a data set; returns its builder.
 
     Args:
@@ -32,7 +37,7 @@ def import_files(name, source, data_dir=None, *, skip_corrupt=False):
         be called.
       source: the folder.
       data_dir: the folder that TFDS keeps data sets in; None is TFDS's default.
-      skip_corrupt: leaves images that cannot be decoded out.
+      strict: refuses a folder with anything that is not taken.
 
     Raises:
       UserError: the name, the folder or a file is not what it should be, or the data
@@ -48,22 +53,14 @@ def import_files(name, source, data_dir=None, *, skip_corrupt=False):
     elif name in tfds.list_builders(with_community_datasets=False):
         raise UserError(f"{name} is a data set of TFDS; choose another name")
     else:
-        builder = ImageFolder(name=name, skip_corrupt=skip_corrupt, **options)
-    if builder.is_prepared():
+        builder = ImageFolder(name=name, strict=strict, **options)
+    if name == "fashion_mnist" and not builder.is_prepared():
+        builder.read_folder()  # a damaged file must not leave half a data set behind
+    if not prepare_builder(builder):
         raise UserError(
             f"{builder.data_dir} is there already; remove it to import anew"
         )
-    if name == "fashion_mnist":
-        builder.read_folder()  # a damaged file must not leave half a data set behind
-    _prepare(builder)
     return builder
-
-
-def _prepare(builder):
-    try:
-        prepare_builder(builder)
-    except OSError as error:
-        raise UserError(f"cannot write {builder.data_dir}: {error.strerror}") from None
 
 
 def main(argv=None):
@@ -77,23 +74,25 @@ def main(argv=None):
     parser.add_argument("name", help="of the data set")
     parser.add_argument("--from", dest="source", metavar="DIR")
     parser.add_argument("--data_dir", help="where TFDS keeps data sets")
-    parser.add_argument("--skip_corrupt", action="store_true")
+    parser.add_argument("--strict", action="store_true", help="leave nothing out")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:
         if args.source:
             builder = import_files(
-                args.name, args.source, args.data_dir, skip_corrupt=args.skip_corrupt
+                args.name, args.source, args.data_dir, strict=args.strict
             )
         else:
+            prepare_builder(create_builder(args.name, args.data_dir))
             builder = create_builder(args.name, args.data_dir)
-            _prepare(builder)
     except UserError as error:
         sys.exit(f"error: {error}")
-    for line in getattr(builder, "skipped", ()):
-        print(f"left out {line}")
+    for reason, paths in getattr(builder, "left_out", {}).items():
+        more = ", ..." if len(paths) > _NAMED else ""
+        named = ", ".join(paths[:_NAMED]) + more
+        print(f"left out {len(paths):,}, {reason}: {named}")
     splits = {name: split.num_examples for name, split in builder.info.splits.items()}
-    num_classes = builder.info.features["label"].num_classes
+    num_classes = getattr(features_of(builder).get("label"), "num_classes", "no")
     counts = ", ".join(f"{count:,} in {name}" for name, count in splits.items())
     print(f"{builder.data_dir} is ready: {num_classes} classes, {counts}")
     if args.source:
@@ -102,21 +101,28 @@ def main(argv=None):
 
 def _train_line(builder, data_dir):
     """The command that trains on an imported data set."""
-    options = {}
-    config = "fashion_mnist"
-    if builder.name != "fashion_mnist":
-        config = "imagenet100"
-        splits = list(builder.info.splits)
-        held_out = len(splits) == 1
-        options = {
-            "name": builder.name,
-            "num_classes": builder.info.features["label"].num_classes,
-            **({"holdout": 0.1} if held_out else {"eval_split": splits[-1]}),
-        }
+    name, options = builder.name, {}
+    config = name if name in ("fashion_mnist", "imagenet100") else "image_folder"
+    if name != "fashion_mnist":
+        splits = builder.info.splits
+        num_images = splits["train"].num_examples
+        options["dataset.num_classes"] = builder.info.features["label"].num_classes
+        evaluated = [split for split in ("validation", "test") if split in splits]
+        if evaluated:
+            options["dataset.eval_split"] = evaluated[0]
+        else:
+            options["dataset.holdout"] = max(0.1, math.ceil(100 / num_images) / 100)
+        if config == "image_folder":
+            options["dataset.name"] = name
+            # At least eight steps an epoch, and a share for each of eight devices.
+            options["batch_size"] = 2 ** min(
+                max(num_images // 8, 8).bit_length() - 1, 7
+            )
     if data_dir:
-        options["data_dir"] = data_dir
-    line = [f"python -m svda_jax.main --config=configs/{config}.py"]
-    return " ".join(line + [f"--config.dataset.{k}={v}" for k, v in options.items()])
+        options["dataset.data_dir"] = data_dir
+    line = ["python", "-m", "svda_jax.main", f"--config=configs/{config}.py"]
+    line += [f"--config.{key}={value}" for key, value in options.items()]
+    return shlex.join([*line, f"--workdir=runs/{name}-svda-0"])
 
 
 if __name__ == "__main__":

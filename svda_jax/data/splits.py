@@ -1,9 +1,11 @@
 """One split of a data set: random access to its encoded images and its labels."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
+import urllib.parse
 from typing import Any
 
 import numpy as np
@@ -37,15 +39,29 @@ class Split:
         return len(self.indices)
 
     def read(self, place):
-        """The encoded image (bytes) and the label (int) of an example."""
+        """The encoded image (bytes) and the label (int) of an example.
+
+        Raises:
+          UserError: its label is none of the classes, as where it is not known.
+        """
         example = self.source[self.indices[place]]
+        if not 0 <= example["label"] < len(self.labels):
+            raise unknown_label(self.describe(place))
         return example["image"], int(self.labels[example["label"]])
 
     def describe(self, place):
         """An example in words, with its file name where the data set keeps it."""
         index = self.indices[place]
-        name = self.source[index].get("file_name", b"").decode()
+        name = self.source[index].get("file_name", b"").decode(errors="replace")
         return f"{self.name}, example {index}" + (f" ({name})" if name else "")
+
+
+def unknown_label(what):
+    """The error that an example is whose label is none of the classes."""
+    return UserError(
+        f"{what}: its label is none of the classes, as where it is not known; use a "
+        "split whose labels are known"
+    )
 
 
 def corrupt_image(what):
@@ -54,6 +70,12 @@ def corrupt_image(what):
         f"corrupt image: {what}; mend the data set, or leave such images out with "
         "--config.dataset.skip_corrupt=True"
     )
+
+
+def features_of(builder):
+    """The features of a data set by name; none where they have no names."""
+    features = builder.info.features
+    return dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
 
 
 def open_split(builder, config, kind):
@@ -71,6 +93,15 @@ def open_split(builder, config, kind):
     held_out = kind == "eval" and config.holdout > 0
     key = "train_split" if kind == "train" or held_out else "eval_split"
     split = config[key]
+    features = features_of(builder)
+    if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
+        features.get("label"), tfds.features.ClassLabel
+    ):
+        found = " ".join(f"{k}: {v}" for k, v in features.items())
+        raise UserError(
+            f"dataset.name={builder.name} has no image and label of named classes; its "
+            f"features are {' '.join(found.split())}"
+        )
     try:
         source = builder.as_data_source(
             split=split, decoders={"image": tfds.decode.SkipDecoding()}
@@ -88,11 +119,12 @@ def open_split(builder, config, kind):
         ) from None
 
     name = f"{builder.name} {split}"
-    class_names = tuple(builder.info.features["label"].names)
+    class_names = tuple(features["label"].names)
     indices = np.arange(len(source))
     labels = np.arange(len(class_names), dtype=np.int32)
     if config.class_list:
-        chosen = _read_class_list(config.class_list, class_names, builder.name)
+        known = [_read_ids(builder, class_names), class_names]
+        chosen = _read_class_list(config.class_list, known, builder.name)
         labels = np.full(len(class_names), -1, np.int32)
         labels[chosen] = np.arange(len(chosen))
         class_names = tuple(class_names[label] for label in chosen)
@@ -118,31 +150,51 @@ def open_split(builder, config, kind):
     return Split(name, source, indices, labels, class_names)
 
 
+def _read_ids(builder, class_names):
+    """The names of the classes' folders, of a data set that was imported from them."""
+    try:
+        ids = json.loads(pathlib.Path(builder.data_dir, "classes.json").read_text())
+    except (OSError, ValueError):
+        return class_names
+    return tuple(ids) if len(ids) == len(class_names) else class_names
+
+
 def _read_class_list(path, known, name):
     """The classes that a file names, one a line, as labels of the data set.
+
+    Args:
+      path: of the file.
+      known: the classes' ids and the classes' names, by label.
+      name: of the data set.
 
     Raises:
       UserError: there is no such file, or a line is no class of the data set or comes
         twice.
     """
     try:
-        lines = pathlib.Path(path).read_text().splitlines()
+        lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"dataset.class_list={path} cannot be read: {error}") from None
     chosen = []
-    for number, line in enumerate(lines, start=1):
-        # What follows the WordNet id, such as the class in words, is a comment.
-        words = line.split()
-        if not words:
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line:
             continue
-        if words[0] not in known:
+        # Behind a WordNet id, a comma, # or wider space may stand a comment.
+        parts = re.match(r"n\d{8}(?=\s)|.+?(?=\s*[,#\t]|\s\s|$)", line)
+        found = [
+            names.index(text)
+            for text in (line, parts[0] if parts else line)
+            for names in known
+            if text in names
+        ]
+        if not found:
             raise UserError(
-                f"{path}, line {number}: {words[0]} is no class of {name}, which has "
-                f"classes such as {known[0]}"
+                f"{path}, line {number}: {line} is no class of {name}, which has "
+                f"classes such as {known[0][0]}"
             )
-        if (label := known.index(words[0])) in chosen:
-            raise UserError(f"{path}, line {number}: {words[0]} comes twice")
-        chosen.append(label)
+        if found[0] in chosen:
+            raise UserError(f"{path}, line {number}: {line} comes twice")
+        chosen.append(found[0])
     return chosen
 
 
@@ -150,12 +202,25 @@ def _read_labels(source, builder, split):
     """The labels of all examples, `[n]`; they are kept beside the data set.
 
     Reading them means reading the whole split once.
+
+    Raises:
+      UserError: one is none of the classes.
     """
-    name = re.sub(r"\W+", "_", split).strip("_")
+    labels = _read_kept_labels(source, builder, split)
+    unknown = np.flatnonzero(
+        (labels < 0) | (labels >= builder.info.features["label"].num_classes)
+    )
+    if len(unknown):
+        raise unknown_label(f"{builder.name} {split}, example {unknown[0]}")
+    return labels
+
+
+def _read_kept_labels(source, builder, split):
+    name = urllib.parse.quote(split, safe="")
     path = pathlib.Path(builder.data_dir, f"labels-{name}.npy")
     if path.exists():
         labels = np.load(path, allow_pickle=False)
-        if len(labels) == len(source):
+        if labels.shape == (len(source),):
             return labels
     labels = np.empty(len(source), np.int32)
     title = f"looking for the classes in {builder.name} {split}"

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from svda_jax import UserError
 from svda_jax.data.images import (
     CorruptImageError,
     center_crop,
@@ -158,8 +159,9 @@ class _TrainReader(_Reader):
         for position in range(first, first + len(self.split)):
             epoch, place = divmod(position, len(self.split))
             index = int(_order(self.seed, epoch, len(self.split))[place])
-            data, label = self.split.read(index)
+            label = 0
             try:
+                data, label = self.split.read(index)
                 image = random_resized_crop(
                     data,
                     rng,
@@ -167,7 +169,7 @@ class _TrainReader(_Reader):
                     channels=self.channels,
                     min_area=self.min_area,
                 )
-            except CorruptImageError:
+            except (CorruptImageError, UserError):  # `_check` reads it again
                 corrupt = index
             else:
                 break
@@ -200,12 +202,12 @@ class _EvalReader(_Reader):
         }
         if place >= len(self.split):
             return example
-        data, label = self.split.read(place)
         try:
+            data, label = self.split.read(place)
             image = center_crop(
                 data, size=self.size, channels=self.channels, fraction=self.fraction
             )
-        except CorruptImageError:
+        except (CorruptImageError, UserError):
             return {**example, "corrupt": np.int64(place)}
         return {
             **example,

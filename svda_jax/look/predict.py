@@ -1,10 +1,45 @@
-"""What a model says of a split."""
+"""What a model says of a split, and files as images that it takes."""
 
 import functools
+import pathlib
 
 import jax
 import numpy as np
 from flax import nnx
+
+from svda_jax import UserError
+from svda_jax.data.images import CorruptImageError, center_crop
+
+
+def read_images(files, config):
+    """Image files as a run evaluates them: `model(read_images(files, run.config))`.
+
+    Whatever an image's mode and turn, `images.decode` makes uint8 of it. Its centre, of
+    `dataset.eval_crop` of the shorter side where the run streams and else of all of it,
+    is scaled to `dataset.image_size`.
+
+    Args:
+      files: paths.
+      config: of the run.
+
+    Returns:
+      `[n, S, S, channels]` uint8.
+
+    Raises:
+      UserError: a file cannot be read or decoded.
+    """
+    dataset = config.dataset
+    fraction = dataset.eval_crop if dataset.streaming else 1.0
+    options = {"size": dataset.image_size, "channels": dataset.channels}
+    images = []
+    for file in files:
+        try:
+            data = pathlib.Path(file).expanduser().read_bytes()
+            images.append(center_crop(data, fraction=fraction, **options))
+        except (OSError, CorruptImageError) as error:
+            said = getattr(error, "strerror", None) or error
+            raise UserError(f"{file} cannot be read as an image: {said}") from None
+    return np.stack(images)
 
 
 def predict(model, data):

@@ -242,14 +242,20 @@ class ViT(nnx.Module):
         """Classifies images as they are stored: normalisation is the model's.
 
         Args:
-          images: `[B, image_size, image_size, channels]`, 0 to 255, any dtype.
+          images: `[B, image_size, image_size, channels]`, 0 to 255, any dtype;
+            `look.predict.read_images` makes them of files.
           dropout_keys: `[B]` PRNG keys, one an image, which turn dropout and drop path
             on. What an image meets does not depend on the batch it stands in.
 
         Returns:
           logits `[B, C]` float32, and a tuple of L `Trace`s.
+
+        Raises:
+          UserError: images have another shape, or, where that can be seen (outside of
+            jit), values of another range, from 0 to 1 or below 0.
         """
         config = self.config
+        _check_images(images, config)
         dtype = jnp.dtype(config.dtype)
         images = images.astype(jnp.float32) / 255
         images = (images - jnp.array(config.mean)) / jnp.array(config.std)
@@ -280,6 +286,24 @@ class ViT(nnx.Module):
         """Mean over layers, heads and {query, key} of `orthonormality_penalty`."""
         return jnp.mean(
             jnp.stack([b.attention.orthonormality_penalty() for b in self.blocks])
+        )
+
+
+def _check_images(images, config):
+    size, channels = config.image_size, config.channels
+    if images.shape[1:] != (size, size, channels):
+        raise UserError(
+            f"images have shape {list(images.shape)}; the model takes [B, {size}, "
+            f"{size}, {channels}]"
+        )
+    traced = isinstance(images, jax.core.Tracer)
+    if traced or images.dtype == "uint8" or min(config.std) <= 1 / 255:
+        return
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or 0 < high <= 1:
+        raise UserError(
+            f"images have values from {low:.3g} to {high:.3g}; the model takes them as "
+            "they are stored, 0 to 255"
         )
 
 

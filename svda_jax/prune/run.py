@@ -221,6 +221,7 @@ def _write_run(run, config, model, values, out, mesh):
     step = parallel.replicate(np.int32(run.step), mesh)
     state = dataclasses.replace(state, step=step)
     runs.create_workdir(config, out)
+    runs.write_class_names(out, run.class_names)
     last = run.history.isel(step=-1)
     history = History(out, last_step=0, attrs=console.describe_devices(mesh))
     history.append(run.step, float(last["epoch"]), values)

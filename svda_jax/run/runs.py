@@ -1,6 +1,7 @@
 """What a run's folder, its workdir, holds.
 
 config.json     the config, as it was
+classes.json    the names of the classes, by label
 checkpoints/    Orbax checkpoints of the training state
 history.nc      every evaluation's measurements, one labelled xarray data set
 events.out...   the same and more for TensorBoard
@@ -10,6 +11,7 @@ pruning.json    for a pruned run, what was taken from which run
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import pathlib
 
@@ -45,12 +47,14 @@ class Run:
         (their moving average where one is kept); `logits, traces = model(images)`.
       step: of that checkpoint.
       history: `xarray.Dataset` of its evaluations.
+      class_names: what each label stands for; () for a run that did not keep it.
     """
 
     config: config_dict.ConfigDict
     model: ViT
     step: int
     history: xr.Dataset
+    class_names: tuple[str, ...] = ()
 
 
 def config_path(workdir):
@@ -96,6 +100,7 @@ def load(workdir):
         model=nnx.merge(graphdef, restored[name]),
         step=step,
         history=read_history(workdir),
+        class_names=read_class_names(workdir),
     )
 
 
@@ -209,6 +214,22 @@ def check_workdir(config, workdir):
                 f"{workdir} holds a run with {key}={found[key]}, not {wanted[key]}; "
                 "give another folder or remove it"
             )
+
+
+def write_class_names(workdir, names):
+    """Keeps what each label stands for with the run."""
+    path = pathlib.Path(workdir, "classes.json")
+    if not path.exists():
+        write_atomically(path, json.dumps(list(names)).encode())
+
+
+def read_class_names(workdir):
+    """What each label stands for, or () where the run did not keep it."""
+    path = pathlib.Path(workdir, "classes.json")
+    try:
+        return tuple(json.loads(path.read_text())) if path.exists() else ()
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
 
 
 @contextlib.contextmanager

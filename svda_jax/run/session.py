@@ -73,6 +73,7 @@ class Session:
         step = self.last_saved
         if self._first:
             runs.create_workdir(self.config, self.workdir)
+            runs.write_class_names(self.workdir, train_data.class_names)
             if self._new:
                 self._stack.enter_context(runs.hold(self.workdir))
             devices = console.describe_devices(mesh)
