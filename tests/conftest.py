@@ -39,6 +39,19 @@ from svda_jax.data.splits import Split
 from svda_jax.devices import parallel
 from svda_jax.models.vit import ViTConfig
 
+# Files whose tests take longest, first, so that both processes end at one time.
+LONGEST = (
+    "test_experiments",
+    "test_prune",
+    "test_faults",
+    "test_notebook",
+    "test_main",
+)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
 
 @pytest.fixture
 def two_devices(monkeypatch):
@@ -49,6 +62,19 @@ def two_devices(monkeypatch):
         "create_mesh",
         lambda devices=None: create_mesh(devices or jax.devices()[:2]),
     )
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """A run in this process draws none: two seconds each; test_tensorboard has them."""
+    blank = {"attention/image_1": np.zeros((1, 1, 3), np.uint8)}
+    monkeypatch.setattr("svda_jax.train.compiled.draw_pictures", lambda *args: blank)
+
+
+@pytest.fixture
+def no_report_pictures(monkeypatch):
+    """A report's pictures are empty: they take most of its time; see test_report."""
+    monkeypatch.setattr("svda_jax.look.figures.to_png", lambda figure, dpi: b"")
 
 
 @pytest.fixture

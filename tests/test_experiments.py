@@ -16,6 +16,7 @@ from PIL import Image
 from experiments.faults.programs import ROOT, Program
 from experiments.paper import __main__ as reproduce
 from experiments.paper import comparison, prune, spectrum
+from svda_jax.devices.timing import spread
 from svda_jax.prune.model import choose
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
@@ -44,7 +45,8 @@ def arguments(tmp_path, data_dir):
             "model.mlp_dim": 16,
             "model.patch_size": 4,
             "dataset.data_dir": data_dir,
-            "dataset.train_split": "train[:200]",
+            "batch_size": 32,
+            "dataset.train_split": "train[:100]",
             "dataset.eval_split": "test[:77]",
             **options,
         }
@@ -91,7 +93,9 @@ def cells(page, name):
     return [re.findall(r"-?[\d.]+", cell) for cell in row.split("|")[2:-1]]
 
 
-def test_comparison_from_command_to_table(tmp_path, arguments, copied):
+def test_comparison_from_command_to_table(
+    tmp_path, arguments, copied, no_report_pictures
+):
     run("--config=configs/digits.py", *arguments("--seeds=2", "--controls"))
     out = tmp_path / "out" / "digits"
     page = (out / "README.md").read_text()
@@ -137,12 +141,14 @@ def test_comparison_from_command_to_table(tmp_path, arguments, copied):
 
 
 @pytest.fixture
-def no_report(monkeypatch):
+def quick_results(monkeypatch):
+    """No report, and no times of steps: the first test has them."""
     monkeypatch.setattr(reproduce, "write_report", lambda *args, **options: None)
+    monkeypatch.setattr(reproduce, "measure_overhead", lambda *args: spread([1.0]))
 
 
 def test_data_sets_share_figures_and_finished_runs_stay(
-    tmp_path, arguments, copied, no_report, monkeypatch
+    tmp_path, arguments, copied, quick_results, monkeypatch
 ):
     (tmp_path / "small_digits.py").write_text(
         "from svda_jax.config import recipe\n\n"
@@ -182,8 +188,8 @@ def test_killed_comparison_goes_on_to_the_same_end(tmp_path, arguments):
         history = xr.load_dataset(
             tmp_path / "out" / "digits" / f"digits-{attention}-0.nc", engine="scipy"
         )
-        # Every epoch once; one is 200 / 64 steps.
-        ends = np.ceil(np.arange(1, 31) * 200 / 64)
+        # Every epoch once; one is 100 / 32 steps.
+        ends = np.ceil(np.arange(1, 31) * 100 / 32)
         np.testing.assert_array_equal(history["step"], ends)
         assert float(accuracy[0]) == pytest.approx(
             100 * float(history["eval_accuracy"][-1]), abs=1e-3
@@ -191,7 +197,7 @@ def test_killed_comparison_goes_on_to_the_same_end(tmp_path, arguments):
 
 
 def test_a_run_that_fails_is_said_and_the_others_stay(
-    tmp_path, arguments, copied, no_report, monkeypatch
+    tmp_path, arguments, copied, quick_results, monkeypatch
 ):
     train = comparison.train_and_evaluate
 
@@ -244,7 +250,9 @@ def test_bad_input_ends_in_one_line(argv, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_results_of_another_config_are_not_overwritten(tmp_path, arguments, copied):
+def test_results_of_another_config_are_not_overwritten(
+    tmp_path, arguments, copied, quick_results
+):
     run("--config=configs/digits.py", *arguments("--seeds=1"))
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     argv = arguments("--seeds=1", weight_decay=0.5)

@@ -13,6 +13,7 @@ from svda_jax.devices import processes
 from svda_jax.look.report import write_report
 from svda_jax.models.indicators import retained_rank
 from svda_jax.models.vit import ViT, count_macs
+from svda_jax.prune import run as pruning_run
 from svda_jax.prune.model import choose, factorise, mask, shrink
 from svda_jax.prune.run import main as prune_main
 from svda_jax.prune.run import prune_run
@@ -156,7 +157,7 @@ def test_padding_has_no_gradient(make_model, images, attention):
     def loss(params):
         return jnp.sum(jnp.square(nnx.merge(graphdef, params)(images)[0]))
 
-    grads = jax.grad(loss)(nnx.to_pure_dict(params))
+    grads = jax.jit(jax.grad(loss))(nnx.to_pure_dict(params))
     for layer in range(L):
         of = grads["blocks"][layer]["attention"]
         leaves = [of[p][k] for p in ("query", "key") for k in ("kernel", "bias")]
@@ -204,7 +205,17 @@ def trained(keep_run, make_config, tmp_path_factory, tmp_path, two_devices):
     return trained
 
 
-def test_pruned_run_is_a_run(trained, tmp_path, capsys):
+@pytest.fixture
+def no_times(monkeypatch):
+    """Nothing is timed, which compiles two training steps."""
+    times = {"original": np.ones(1), "shrunk": np.ones(1)}
+    what = ("inference", "training step")
+    monkeypatch.setattr(
+        pruning_run, "_measure", lambda *args: dict.fromkeys(what, times)
+    )
+
+
+def test_pruned_run_is_a_run(trained, tmp_path, capsys, no_report_pictures):
     workdir = trained("svda")
     argv = ["--workdir", str(workdir), "--rho=0.8", "--finetune_epochs=1"]
     prune_main(argv)
@@ -245,13 +256,13 @@ def test_pruned_run_is_a_run(trained, tmp_path, capsys):
     assert 0 < max(jax.tree.leaves(difference)) < 0.03
 
 
-def test_softmax_run_is_pruned_where_asked(trained):
+def test_softmax_run_is_pruned_where_asked(trained, no_times):
     workdir = trained("softmax")
     out = workdir.with_name("out")
     with pytest.raises(UserError, match="softmax attention; --low_rank"):
         prune_run(workdir, out, rho=0.9)
     assert not out.exists()
-    prune_run(workdir, out, rho=0.5, low_rank=True, repeats=1)
+    prune_run(workdir, out, rho=0.5, low_rank=True)
     assert max(runs.load(out).model.config.qk_dim) < 8
 
 
@@ -286,10 +297,10 @@ def test_a_run_starts_from_anothers_parameters(trained, make_config, tmp_path):
 
 
 def test_a_pruned_run_trains_stops_and_resumes(
-    trained, make_config, tmp_path, monkeypatch
+    trained, make_config, tmp_path, monkeypatch, no_times
 ):
     workdir = trained("svda")
-    prune_run(workdir, tmp_path / "pruned", rho=0.7, repeats=1)
+    prune_run(workdir, tmp_path / "pruned", rho=0.7)
     qk_dim = runs.load(tmp_path / "pruned").model.config.qk_dim
     options = {"init_from": str(tmp_path / "pruned"), "model__qk_dim": qk_dim}
     config = make_config(**options, ema_decay=0.9)

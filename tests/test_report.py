@@ -26,7 +26,7 @@ def workdirs(keep, make_config, tmp_path_factory):
     for attention in ("svda", "softmax"):
         if attention not in keep:
             workdir = tmp_path_factory.mktemp("runs") / f"<b>{attention} & $x$"
-            config = make_config(model__attention=attention, num_epochs=1)
+            config = make_config(model__attention=attention)
             train_and_evaluate(config, workdir)
             keep[attention] = workdir
     return keep

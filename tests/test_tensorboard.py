@@ -19,6 +19,11 @@ def keep():
 
 
 @pytest.fixture
+def no_pictures():
+    """Overridden: here they are drawn and looked at."""
+
+
+@pytest.fixture
 def address(keep, make_config, tmp_path_factory):
     """Of TensorBoard on a run, both made once for this module."""
     if "address" not in keep:
