@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from svda_jax.devices.memory import keep_memory
+from svda_jax.main import one_line
 
 # What each runs: a function of the command line's arguments, imported when it is asked
 # for.
@@ -28,14 +29,14 @@ def main(argv):
         return
     if command not in COMMANDS:
         sys.exit(f"error: no command {command}; there are {', '.join(COMMANDS)}")
-    try:
+    with one_line():
         if command == "prune":
             keep_memory()
         module, _, function = COMMANDS[command][0].partition(":")
-        getattr(importlib.import_module(module), function)(rest)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        try:
+            getattr(importlib.import_module(module), function)(rest)
+        finally:
+            sys.stdout.flush()  # argparse exits by itself after --help
 
 
 if __name__ == "__main__":

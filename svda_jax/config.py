@@ -171,6 +171,7 @@ TYPES = {
     key: option.default if isinstance(option.default, type) else type(option.default)
     for key, option in OPTIONS.items()
 }
+_PATHS = ("init_from", "dataset.data_dir", "dataset.class_list")
 REQUIRED = {key for key, option in OPTIONS.items() if option.default is TYPES[key]}
 
 # Inside the package where it is installed, beside it in the repository.
@@ -222,7 +223,10 @@ def check(config):
     for key, option in OPTIONS.items():
         if key in REQUIRED - flat.keys():
             raise UserError(f"{key} is not set; the config file has to say it")
-        value = values[key] = _typed(key, flat.get(key, option.default))
+        value = _typed(key, flat.get(key, option.default))
+        if key in _PATHS and value:
+            value = str(local_path(value))
+        values[key] = value
         if option.rule and not option.rule[1](value):
             raise UserError(f"{key}={value} {option.rule[0]}")
     return _nest(values).lock()
@@ -267,6 +271,17 @@ def vit_config(config):
         keys = {key.rpartition(".")[2]: key for key in OPTIONS if "." in key}
         message = re.sub(r"\w+(?==)", lambda name: keys[name[0]], str(error))
         raise UserError(message) from None
+
+
+def local_path(path):
+    """A folder or file that the user names, with ~ for the home folder.
+
+    Raises:
+      UserError: it is an address such as gs://bucket/folder.
+    """
+    if scheme := re.match(r"[A-Za-z][\w+.-]*:/", str(path)):
+        raise UserError(f"{path}: {scheme[0]}/ is not supported; give a local folder")
+    return pathlib.Path(path).expanduser()
 
 
 def to_json(config):

@@ -245,7 +245,7 @@ def test_first_run_in_an_empty_folder(tmp_path):
         "digits: 1,437 images to train on, 360 to evaluate",
         "devices  1 x cpu",
         "epoch    2.0  step     45",
-        "eval accuracy",
+        "eval ",
         "images/s",
         f"tensorboard --logdir {tmp_path / 'run'}",
     ):

@@ -20,7 +20,7 @@ from flax import nnx
 from markupsafe import Markup
 
 from svda_jax import UserError
-from svda_jax.config import flatten
+from svda_jax.config import flatten, local_path
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.look import figures
@@ -60,8 +60,8 @@ def write_report(workdir, *, compare=None, out=None):
       UserError: a workdir holds no run, or one without an evaluation, or a damaged
         history; or the page cannot be written.
     """
-    workdirs = [pathlib.Path(path) for path in (workdir, compare) if path is not None]
-    if out is not None and not pathlib.Path(out).parent.is_dir():
+    workdirs = [local_path(path) for path in (workdir, compare) if path is not None]
+    if out is not None and not (out := local_path(out)).parent.is_dir():
         raise UserError(f"cannot write {out}: its folder does not exist")
     described = [_describe(path) for path in workdirs]
     environment = jinja2.Environment(
@@ -139,7 +139,7 @@ def _look_at_images(workdir, config):
             config.dataset,
             "eval",
             batch_size=_BATCH,
-            mesh=parallel.create_mesh(jax.local_devices()[:1]),
+            mesh=parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1]),
             obtain=False,
         )
         logits, labels, places = predict(run.model, data)
