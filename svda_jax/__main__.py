@@ -25,7 +25,8 @@ def main(argv):
     command, rest = (argv or ["--help"])[0], argv[1:]
     if command in ("--help", "-help", "-h"):
         lines = [f"  {name:<9}{comment}" for name, (_, comment) in COMMANDS.items()]
-        print("\n".join([__doc__, *lines, "\nCOMMAND --help says more."]))
+        with one_line():
+            print("\n".join([__doc__, *lines, "\nCOMMAND --help says more."]))
         return
     if command not in COMMANDS:
         sys.exit(f"error: no command {command}; there are {', '.join(COMMANDS)}")

@@ -22,8 +22,11 @@ def find_devices(find=jax.devices):
     """The devices that `jax.devices` or `jax.local_devices` finds.
 
     Raises:
-      UserError: there is none of the platform that the user asks for.
+      UserError: there is none of the platform that the user asks for, or 64-bit types
+        are on, in which nothing here computes.
     """
+    if jax.config.jax_enable_x64:
+        raise UserError("JAX_ENABLE_X64=1: this computes in float32; unset it")
     try:
         return find()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that one is left
