@@ -176,7 +176,8 @@ def write_soak(args):
         "then held against a run that nothing disturbed, bit for bit: "
         f"{num_runs} runs, {sum(counts.values())} faults, {num_lost} runs that "
         f"differed or did not end, in {args.minutes:g} minutes. Runs that two "
-        "processes had a share in, which add in another order, are compared by their steps.",
+        "processes had a share in, which add in another order, are compared by "
+        "their steps.",
         "",
         f"    python -m experiments.faults soak --minutes={args.minutes:g} "
         f"--seed={args.seed}",
