@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 
 
 class Option(NamedTuple):
@@ -223,10 +223,7 @@ def check(config):
     for key, option in OPTIONS.items():
         if key in REQUIRED - flat.keys():
             raise UserError(f"{key} is not set; the config file has to say it")
-        value = _typed(key, flat.get(key, option.default))
-        if key in _PATHS and value:
-            value = str(local_path(value))
-        values[key] = value
+        value = values[key] = _typed(key, flat.get(key, option.default))
         if option.rule and not option.rule[1](value):
             raise UserError(f"{key}={value} {option.rule[0]}")
     return _nest(values).lock()
@@ -271,17 +268,6 @@ def vit_config(config):
         keys = {key.rpartition(".")[2]: key for key in OPTIONS if "." in key}
         message = re.sub(r"\w+(?==)", lambda name: keys[name[0]], str(error))
         raise UserError(message) from None
-
-
-def local_path(path):
-    """A folder or file that the user names, with ~ for the home folder.
-
-    Raises:
-      UserError: it is an address such as gs://bucket/folder.
-    """
-    if scheme := re.match(r"[A-Za-z][\w+.-]*:/", str(path)):
-        raise UserError(f"{path}: {scheme[0]}/ is not supported; give a local folder")
-    return pathlib.Path(path).expanduser()
 
 
 def to_json(config):
@@ -362,4 +348,4 @@ def _typed(key, value):
         right = all(isinstance(x, (int, float)) for x in value)
     if not right:
         raise UserError(f"{key}={value!r} {_KINDS[kind]}")
-    return value
+    return str(local_path(value)) if value and key in _PATHS else value

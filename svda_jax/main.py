@@ -19,8 +19,8 @@ import textwrap
 
 from absl import flags
 
-from svda_jax import UserError
-from svda_jax.config import OPTIONS, REQUIRED, TYPES, load, local_path
+from svda_jax import UserError, local_path
+from svda_jax.config import OPTIONS, REQUIRED, TYPES, load
 from svda_jax.devices.memory import keep_memory
 
 _ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")

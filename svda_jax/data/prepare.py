@@ -20,8 +20,7 @@ import sys
 import tensorflow_datasets as tfds
 from absl import logging
 
-from svda_jax import UserError
-from svda_jax.config import local_path
+from svda_jax import UserError, local_path
 from svda_jax.data.datasets import create_builder, prepare_builder
 from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.data.image_folder import ImageFolder

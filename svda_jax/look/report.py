@@ -19,8 +19,8 @@ from absl import logging
 from flax import nnx
 from markupsafe import Markup
 
-from svda_jax import UserError
-from svda_jax.config import flatten, local_path
+from svda_jax import UserError, local_path
+from svda_jax.config import flatten
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.look import figures

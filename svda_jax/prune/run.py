@@ -15,8 +15,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from svda_jax import UserError
-from svda_jax.config import local_path
+from svda_jax import UserError, local_path
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat, spread

@@ -21,8 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from svda_jax import UserError
-from svda_jax.config import local_path
+from svda_jax import UserError, local_path
 from svda_jax.devices import parallel, processes
 
 

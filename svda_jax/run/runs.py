@@ -20,13 +20,12 @@ import xarray as xr
 from flax import nnx
 from ml_collections import config_dict
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 from svda_jax.config import (
     OPTIONS,
     check,
     flatten,
     from_json,
-    local_path,
     to_json,
     vit_config,
 )

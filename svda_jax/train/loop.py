@@ -5,8 +5,8 @@ import dataclasses
 
 import jax
 
-from svda_jax import UserError
-from svda_jax.config import check, local_path, validate
+from svda_jax import UserError, local_path
+from svda_jax.config import check, validate
 from svda_jax.data import datasets
 from svda_jax.devices import parallel, processes
 from svda_jax.devices.compile_cache import use_compile_cache
