@@ -266,8 +266,7 @@ def vit_config(config):
         return ViTConfig(**values)
     except UserError as error:  # it speaks of fields
         keys = {key.rpartition(".")[2]: key for key in OPTIONS if "." in key}
-        message = re.sub(r"\w+(?==)", lambda name: keys[name[0]], str(error))
-        raise UserError(message) from None
+        raise UserError(re.sub(r"\w+(?==)", lambda n: keys[n[0]], str(error))) from None
 
 
 def to_json(config):
