@@ -159,7 +159,7 @@ def test_two_processes_train_as_one_and_one_writes(
     right = history["eval_accuracy"].values * 77
     np.testing.assert_allclose(right, right.round(), atol=1e-4)
     names = [path.name.split(".")[0] for path in (tmp_path / "run").iterdir()]
-    assert sorted(names) == ["checkpoints", "config", "events", "history"]
+    assert sorted(names) == ["checkpoints", "classes", "config", "events", "history"]
 
 
 def test_who_does_not_come_is_named_by_all_that_have():

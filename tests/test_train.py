@@ -59,7 +59,7 @@ def load_params(workdir):
 
 def test_workdir_holds_config_history_events_and_checkpoints(finished, make_config):
     names = sorted(path.name.split(".")[0] for path in finished.iterdir())
-    assert names == ["checkpoints", "config", "events", "history"]
+    assert names == ["checkpoints", "classes", "config", "events", "history"]
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["width"] == make_config().model.width
     history = read_history(finished)

@@ -50,7 +50,7 @@ def soak(folder, *, minutes, seed=0):
     rng = random.Random(seed)
     counts = dict.fromkeys(FAULTS, 0)
     num_runs = num_lost = 0
-    with contextlib.closing(Program(folder)) as program:
+    with contextlib.closing(Program(folder, num_epochs=100)) as program:
         program.finish(folder / "whole")
         end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
