@@ -9,6 +9,9 @@ look      maps, figures, report               models   attention, ViT, indicator
                                               devices  map over devices, memory
 """
 
+import pathlib
+import re
+
 __version__ = "0.1.0"
 
 
@@ -17,6 +20,17 @@ class UserError(ValueError):
 
     def __init__(self, message):
         super().__init__(" ".join(str(message).splitlines()))
+
+
+def local_path(path):
+    """A folder or file that the user names, with ~ for the home folder.
+
+    Raises:
+      UserError: it is an address such as gs://bucket/folder.
+    """
+    if scheme := re.match(r"[A-Za-z][\w+.-]*:/", str(path)):
+        raise UserError(f"{path}: {scheme[0]}/ is not supported; give a local folder")
+    return pathlib.Path(path).expanduser()
 
 
 def load(workdir):

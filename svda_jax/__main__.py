@@ -7,6 +7,7 @@ import importlib
 import sys
 
 from svda_jax.devices.memory import keep_memory
+from svda_jax.main import one_line
 
 # What each runs: a function of the command line's arguments, imported when it is asked
 # for.
@@ -24,18 +25,19 @@ def main(argv):
     command, rest = (argv or ["--help"])[0], argv[1:]
     if command in ("--help", "-help", "-h"):
         lines = [f"  {name:<9}{comment}" for name, (_, comment) in COMMANDS.items()]
-        print("\n".join([__doc__, *lines, "\nCOMMAND --help says more."]))
+        with one_line():
+            print("\n".join([__doc__, *lines, "\nCOMMAND --help says more."]))
         return
     if command not in COMMANDS:
         sys.exit(f"error: no command {command}; there are {', '.join(COMMANDS)}")
-    try:
+    with one_line():
         if command == "prune":
             keep_memory()
         module, _, function = COMMANDS[command][0].partition(":")
-        getattr(importlib.import_module(module), function)(rest)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
+        try:
+            getattr(importlib.import_module(module), function)(rest)
+        finally:
+            sys.stdout.flush()  # argparse exits by itself after --help
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 
 
 class Option(NamedTuple):
@@ -171,6 +171,7 @@ TYPES = {
     key: option.default if isinstance(option.default, type) else type(option.default)
     for key, option in OPTIONS.items()
 }
+_PATHS = ("init_from", "dataset.data_dir", "dataset.class_list")
 REQUIRED = {key for key, option in OPTIONS.items() if option.default is TYPES[key]}
 
 # Inside the package where it is installed, beside it in the repository.
@@ -265,8 +266,7 @@ def vit_config(config):
         return ViTConfig(**values)
     except UserError as error:  # it speaks of fields
         keys = {key.rpartition(".")[2]: key for key in OPTIONS if "." in key}
-        message = re.sub(r"\w+(?==)", lambda name: keys[name[0]], str(error))
-        raise UserError(message) from None
+        raise UserError(re.sub(r"\w+(?==)", lambda n: keys[n[0]], str(error))) from None
 
 
 def to_json(config):
@@ -347,4 +347,4 @@ def _typed(key, value):
         right = all(isinstance(x, (int, float)) for x in value)
     if not right:
         raise UserError(f"{key}={value!r} {_KINDS[kind]}")
-    return value
+    return str(local_path(value)) if value and key in _PATHS else value

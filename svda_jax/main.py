@@ -11,6 +11,7 @@ TPU pod or the like tells them of each other, or with --coordinator_address=HOST
 JAX_PROCESS_ID in the environment.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -18,7 +19,7 @@ import textwrap
 
 from absl import flags
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 from svda_jax.config import OPTIONS, REQUIRED, TYPES, load
 from svda_jax.devices.memory import keep_memory
 
@@ -29,6 +30,7 @@ _PROCESSES = (
     "process_id",
     "distributed",
     "heartbeat_seconds",
+    "initialization_seconds",
 )
 
 _CONFIG = "Recipe as configs/digits.py, a file of your own, or a run's config.json."
@@ -41,6 +43,7 @@ _KEEP_MEMORY = (
     "it keeps its memory from step to step, which is quicker."
 )
 _HEARTBEAT = "Seconds after which the others end when a process is lost."
+_INITIALIZATION = "Seconds after which they end when one has not come."
 
 
 def main(argv, *, restart=False):
@@ -50,7 +53,7 @@ def main(argv, *, restart=False):
       argv: the program's name and its arguments.
       restart: whether the program may start again to keep its memory.
     """
-    try:
+    with one_line("interrupted; the same line resumes the run"):
         if {"--help", "-help", "-h"} & set(argv):
             print(_help())
             return
@@ -66,10 +69,28 @@ def main(argv, *, restart=False):
         quiet_orbax()
         initialize(**processes)
         train_and_evaluate(config, workdir)
+
+
+@contextlib.contextmanager
+def one_line(interrupted="interrupted"):
+    """Ends a program in one line after a user's mistake, code 1, or Ctrl-C, code 130.
+
+    Where nobody reads its output any more, as behind `head`, it ends without one.
+
+    Args:
+      interrupted: the line after Ctrl-C.
+    """
+    try:
+        yield
+        sys.stdout.flush()
     except (UserError, FloatingPointError, flags.Error) as error:
         sys.exit(f"error: {' '.join(str(error).splitlines())}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same line resumes the run")
+        print(f"\n{interrupted}", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def parse(argv):
@@ -97,7 +118,7 @@ def parse(argv):
     name = f"{pathlib.Path(path).stem}-{config.model.attention}-{config.seed}"
     of_run = pathlib.Path(path).suffix == ".json"
     default = pathlib.Path(path).parent if of_run else pathlib.Path("runs", name)
-    workdir = pathlib.Path(values.workdir or default)
+    workdir = local_path(values.workdir or default)
     return config, workdir, {name: values[name].value for name in _PROCESSES}
 
 
@@ -112,6 +133,8 @@ def _flags():
     flags.DEFINE_integer("num_processes", count, "Number of these.", 1, flag_values=v)
     flags.DEFINE_integer("process_id", number, "Which one this is.", 0, flag_values=v)
     flags.DEFINE_integer("heartbeat_seconds", 100, _HEARTBEAT, 1, flag_values=v)
+    name = "initialization_seconds"
+    flags.DEFINE_integer(name, 300, _INITIALIZATION, 1, flag_values=v)
     return v
 
 

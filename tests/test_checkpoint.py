@@ -111,10 +111,22 @@ def test_a_flipped_bit_in_the_data_is_found_and_said(two, capfd):
         jax.tree.map(np.testing.assert_array_equal, restored, states[7])
         captured = capfd.readouterr()
         assert f"checkpoint {path / '8'} is damaged: " in captured.out
-        assert "it is now 8.damaged" in captured.out
+        assert f"{path / '8'} is now 8.damaged" in captured.out
         assert captured.err == ""
         checkpoints.save(8, states[8])  # its place is free again
     assert {p.name for p in path.iterdir()} == {"7", "8", "8.damaged"}
+
+
+def test_nothing_is_set_aside_in_a_folder_that_is_refused(two):
+    path, states = two
+    (path / "8/manifest/metadata").write_text("{}")
+    target = jax.eval_shape(lambda: {"params": {"other": states[8]["params"]}})
+    with (
+        Checkpoints(path) as checkpoints,
+        pytest.raises(UserError, match="of another model"),
+    ):
+        checkpoints.restore_newest(target, SHARDING)
+    assert {p.name for p in path.iterdir()} == {"7", "8"}
 
 
 def test_readers_leave_a_damaged_checkpoint_where_it_is(two):

@@ -1,8 +1,10 @@
 """Programs that are killed, stopped, run twice: nothing is lost, all is said."""
 
+import concurrent.futures
 import contextlib
 import os
 import signal
+import socket
 
 import numpy as np
 import pytest
@@ -17,6 +19,9 @@ from experiments.faults.programs import (
     read_until,
     remove_folder,
 )
+from experiments.faults.soak import soak
+from svda_jax import UserError
+from svda_jax.devices import processes
 from svda_jax.run import runs
 
 
@@ -154,7 +159,33 @@ def test_two_processes_train_as_one_and_one_writes(
     right = history["eval_accuracy"].values * 77
     np.testing.assert_allclose(right, right.round(), atol=1e-4)
     names = [path.name.split(".")[0] for path in (tmp_path / "run").iterdir()]
-    assert sorted(names) == ["checkpoints", "config", "events", "history"]
+    assert sorted(names) == ["checkpoints", "classes", "config", "events", "history"]
+
+
+def test_who_does_not_come_is_named_by_all_that_have():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def said(number, num_processes):
+        run = {"coordinator_address": address, "num_processes": num_processes}
+        try:
+            processes.meet(**run, process_id=number, seconds=1)
+        except UserError as error:
+            return str(error)
+
+    late = "process 1, 3 of the run has not come within --initialization_seconds=1"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert list(pool.map(said, (0, 2), (4, 4))) == [late, late]
+        assert list(pool.map(said, (0, 1, 2), (3, 3, 3))) == [None] * 3
+    assert said(1, 2).startswith("process 0 of the run has not come")
+
+
+@pytest.mark.slow
+def test_two_minutes_of_everything(tmp_path):
+    num_runs, num_lost, counts = soak(tmp_path, minutes=2)
+    assert num_runs > 0
+    assert num_lost == 0, counts
 
 
 @pytest.mark.slow

@@ -29,6 +29,18 @@ def make_history(rng, num_steps=4, num_layers=3, num_heads=2):
     )
 
 
+def test_figures_that_are_compared_share_their_scales(rng):
+    small = np.float32(rng.uniform(size=(6, 2, 3)))
+    one, two = figures.heat_maps(small), figures.heat_maps(3 * small)
+    figures.share_scales([one, two])
+    limits = [figure.axes[4].images[0].get_clim() for figure in (one, two)]
+    assert limits[0] == limits[1] == (small[4].min(), 3 * small[4].max())
+    one, two = figures.spectra(small[:2]), figures.spectra(5 * small[:2])
+    top = two.axes[0].get_ylim()[1]
+    figures.share_scales([one, two])
+    assert one.axes[1].get_ylim() == (0, top)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 3, 2), (7, 12, 12)])
 def test_histories_of_every_size(rng, sizes):
     history = make_history(rng, *sizes)

@@ -19,6 +19,13 @@ def test_schedule_warms_up_and_decays_along_a_cosine():
     assert schedule(110) == pytest.approx(0, abs=1e-7)
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 23])
+def test_schedule_leaves_a_step_to_decay(num_steps):
+    schedule = create_schedule(0.5, num_steps=num_steps, warmup_steps=num_steps)
+    assert schedule(num_steps - 1) == pytest.approx(0.5)
+    assert schedule(num_steps) == pytest.approx(0, abs=1e-7)
+
+
 def run(params, grads, *, clip_norm=1e9, schedule=lambda step: 0.1, scale=10.0):
     optimizer = create_optimizer(
         schedule, weight_decay=0.01, clip_norm=clip_norm, spectrum_lr_scale=scale

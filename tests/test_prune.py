@@ -11,7 +11,8 @@ from flax import nnx
 from svda_jax import UserError, main
 from svda_jax.devices import processes
 from svda_jax.look.report import write_report
-from svda_jax.models.indicators import retained_rank
+from svda_jax.models.attention import orthonormality_penalty
+from svda_jax.models.indicators import _perturb, retained_rank
 from svda_jax.models.vit import ViT, count_macs
 from svda_jax.prune import run as pruning_run
 from svda_jax.prune.model import choose, factorise, mask, shrink
@@ -144,6 +145,23 @@ def test_width_is_rounded_up_but_not_beyond_all(make_model):
     keep = [np.arange(K) < count for count in (3, 5)]
     keep = [np.tile(kept, (H, 1)) for kept in keep]
     assert shrink(model, keep, multiple=4).config.qk_dim == (4, 5)
+
+
+def test_padding_counts_in_no_indicator():
+    """A head that keeps three of five directions is as one that has three."""
+    rng = np.random.default_rng(0)
+    kernel = np.float32(rng.normal(size=(7, 1, 3)))
+    wide = np.pad(kernel, ((0, 0), (0, 0), (0, 2)))
+    np.testing.assert_allclose(
+        orthonormality_penalty(wide), orthonormality_penalty(kernel), rtol=1e-6
+    )
+    orthonormal = np.eye(5, dtype=np.float32)[:, None, :] * (np.arange(5) < 3)
+    np.testing.assert_array_equal(orthonormality_penalty(orthonormal), 0)
+    x = np.float32(rng.normal(size=(2, 4, 1, 3)))
+    noise = np.float32(rng.normal(size=(4, 1, 5)))
+    moved = _perturb(np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), noise)
+    np.testing.assert_array_equal(moved[..., 3:], 0)
+    np.testing.assert_allclose(moved[..., :3], _perturb(x, noise[..., :3]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])

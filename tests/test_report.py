@@ -3,7 +3,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from svda_jax import UserError
 from svda_jax.look import report
@@ -73,9 +75,20 @@ def test_names_are_escaped(both):
 def test_run_without_checkpoint_has_a_report_without_pictures(workdirs, tmp_path):
     shutil.copytree(workdirs["svda"], tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"holdout": 0.0', '"holdout": 0.1'))
     page = write_report(tmp_path / "run").read_text()
     assert "No pictures" in page
     assert "has no checkpoint yet" in page
+    assert "evaluated on a hold-out, the last 10 % of train[:100]<" in page
+
+
+def test_speed_is_that_of_the_whole_run():
+    """90 images at 10 a second, after an interval of one step, then 10 at 1."""
+    rates = {"images_per_second": ("step", [np.nan, 10.0, 1.0])}
+    seconds = {"epoch_seconds": ("step", [np.nan, 5.0, 50.0])}
+    history = xr.Dataset({**rates, **seconds}, coords={"step": [1, 10, 11]})
+    np.testing.assert_allclose(report._speed(history), (100 / 19, 50 * 19 / 100))
 
 
 def test_run_without_its_data_set_says_so(workdirs, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from svda_jax import UserError
 from svda_jax.config import to_json, validate, vit_config
 from svda_jax.data import datasets
+from svda_jax.data.in_memory import InMemory
 from svda_jax.devices import parallel
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints
@@ -22,6 +23,7 @@ from svda_jax.run.events import EventWriter
 from svda_jax.run.runs import read_history
 from svda_jax.train import loop as train
 from svda_jax.train.loop import train_and_evaluate
+from svda_jax.train.optimizer import create_schedule
 
 OPTIONS = {
     "num_epochs": 3,
@@ -57,7 +59,7 @@ def load_params(workdir):
 
 def test_workdir_holds_config_history_events_and_checkpoints(finished, make_config):
     names = sorted(path.name.split(".")[0] for path in finished.iterdir())
-    assert names == ["checkpoints", "config", "events", "history"]
+    assert names == ["checkpoints", "classes", "config", "events", "history"]
     config = json.loads((finished / "config.json").read_text())
     assert config["model"]["width"] == make_config().model.width
     history = read_history(finished)
@@ -193,6 +195,14 @@ def test_steps_that_are_not_finite_are_skipped_said_and_counted(
     history = read_history(tmp_path / "run")
     np.testing.assert_array_equal(history["skipped_steps"], [1, 3])  # at 4 and 7
     assert np.isfinite(history["eval_loss"]).all()
+    # The schedule counts batches: optimizer and history are where no skip would be.
+    with Checkpoints(runs.checkpoints_path(tmp_path / "run")) as checkpoints:
+        optimizer = checkpoints.read(7)["opt_state"]
+    assert (optimizer[1]["count"], optimizer[3]["count"]) == (4, 7)
+    schedule = create_schedule(2e-3, num_steps=7, warmup_steps=0)
+    np.testing.assert_allclose(
+        history["learning_rate"], [schedule(3), schedule(6)], rtol=1e-5
+    )
 
 
 def test_too_many_in_a_row_stop_and_name_the_last_good_checkpoint(
@@ -208,9 +218,101 @@ def test_too_many_in_a_row_stop_and_name_the_last_good_checkpoint(
     )
 
 
+def test_what_concerns_length_machine_and_output_may_change(
+    finished, make_config, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    changes = {
+        "num_epochs": 4,
+        "eval_every_epochs": 2,
+        "checkpoint__keep_last": 3,
+        "dataset__skip_corrupt": True,
+        "dataset__num_threads": 2,
+    }
+    train_and_evaluate(make_config(**{**OPTIONS, **changes}), workdir)
+    out = capsys.readouterr().out
+    assert "resuming at step 10 of 13" in out
+    assert "num_epochs is 4 from here on, it was 3" in out
+    assert "dataset.skip_corrupt is True from here on, it was False" in out
+    assert runs.load_config(workdir).num_epochs == 4
+    schedule = create_schedule(2e-3, num_steps=13, warmup_steps=1)
+    rates = read_history(workdir)["learning_rate"]
+    np.testing.assert_allclose(rates[-1], schedule(12), rtol=1e-6)
+    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert names == {"7", "10", "13"}
+    (workdir / "history.nc").unlink()
+    with pytest.raises(UserError, match=r"num_epochs=1 are 4 steps, .* has made 13"):
+        train_and_evaluate(make_config(**{**OPTIONS, "num_epochs": 1}), workdir)
+
+
+@pytest.mark.parametrize("where", ["training", "evaluation"])
+def test_what_cannot_be_read_ends_the_run_after_a_save(
+    finished, make_config, tmp_path, monkeypatch, where
+):
+    workdir = tmp_path / "run"
+    calls = 0
+
+    def fail(real):
+        def function(*args):
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise UserError("corrupt image")
+            return real(*args)
+
+        return function
+
+    with monkeypatch.context() as patch:
+        if where == "evaluation":
+            real = train.create_evaluate
+            patch.setattr(train, "create_evaluate", lambda *a, **k: fail(real(*a, **k)))
+        else:
+            real = InMemory.train_batches
+
+            def train_batches(self, *args):
+                for i, batch in enumerate(real(self, *args)):
+                    if i == 6:
+                        raise UserError("corrupt image")
+                    yield batch
+
+            patch.setattr(InMemory, "train_batches", train_batches)
+        with pytest.raises(UserError, match="corrupt image"):
+            train_and_evaluate(make_config(**OPTIONS), workdir)
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert saved == {"training": 6, "evaluation": 7}[where]
+    if where == "training":
+        return
+    train_and_evaluate(make_config(**OPTIONS), workdir)
+    jax.tree.map(
+        np.testing.assert_array_equal, load_params(workdir), load_params(finished)
+    )
+    history, whole = map(read_history, (workdir, finished))
+    np.testing.assert_array_equal(history["train_loss"], whole["train_loss"])
+    np.testing.assert_array_equal(history["eval_loss"], whole["eval_loss"])
+
+
+def test_a_start_keeps_its_sigma_and_needs_no_evaluation(
+    finished, make_config, tmp_path
+):
+    shutil.copytree(finished, tmp_path / "old")
+    (tmp_path / "old" / "history.nc").unlink()
+    changes = {"init_from": str(tmp_path / "old"), "model__spectrum_init": "ones"}
+    config = make_config(**OPTIONS, **changes)
+    start = runs.load_start(config, vit_config(config), tmp_path / "new")
+    block = runs.load(finished).model.blocks[1]
+    np.testing.assert_allclose(
+        start["blocks"][1]["attention"]["relative_sigma"], block.attention.sigma
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"seed": 1, "learning_rate": 0.5},
+            "run with learning_rate=0.002, not 0.5; with seed=0, not 1; give another",
+        ),
         ({"model__width": 32}, "holds a run with model.width=16, not 32"),
         ({"model__attention": "softmax"}, "run with model.attention=svda, not softmax"),
         ({"learning_rate": 0.5}, "holds a run with learning_rate=0.002, not 0.5"),

@@ -7,6 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from svda_jax import UserError
 from svda_jax.models.indicators import INDICATORS
+from svda_jax.run.console import evaluation_line
 from svda_jax.run.events import SCALARS, EventWriter
 from svda_jax.run.history import VARIABLES, History
 from svda_jax.run.runs import read_history
@@ -25,6 +26,14 @@ def make_values(rng):
         return values
 
     return make
+
+
+def test_the_line_of_an_evaluation_has_80_characters_at_most(make_values):
+    values = {**make_values(12.5), "eval_accuracy": 1.0, "images_per_second": 123456}
+    line = evaluation_line(1_234_567, 1200.0, values)
+    assert "1,234,567  loss 12.5000  eval 12.5000, 100.00%  123,456 images/s" in line
+    assert len(line) <= 84  # of a run of a million steps; of others
+    assert len(evaluation_line(99_999, 300.0, make_values(2.5))) <= 80
 
 
 def test_history_is_one_labelled_data_set(tmp_path, make_values):

@@ -5,6 +5,10 @@
 starts training programs of a small model, kills, stops and hinders them, lets the same
 command go on, and compares the end with that of a run that nothing disturbed. The table
 goes to experiments/results/faults.md.
+
+    python -m experiments.faults soak --minutes=30
+
+does all of it to one run after the other, drawn by a seed, and adds its counts there.
 """
 
 import argparse
@@ -33,10 +37,14 @@ from experiments.faults.programs import (
     remove_folder,
     stop,
 )
+from experiments.faults.soak import FAULTS, soak
 from svda_jax import UserError
 from svda_jax.run.checkpoints import Checkpoints
 
 OUT = pathlib.Path(__file__).parents[1] / "results" / "faults.md"
+
+
+_SOAK = "## Soak"
 
 
 def survives(trial, *args):
@@ -155,6 +163,36 @@ def try_all(folder, trials):
             yield name, few, good
 
 
+def write_soak(args):
+    """Runs the soak and puts its table at the end of the page, in place of an older."""
+    with tempfile.TemporaryDirectory() as folder:
+        num_runs, num_lost, counts = soak(
+            pathlib.Path(folder), minutes=args.minutes, seed=args.seed
+        )
+    lines = [
+        _SOAK,
+        "",
+        "One run after the other, each under faults drawn at random until it ended, "
+        "then held against a run that nothing disturbed, bit for bit: "
+        f"{num_runs} runs, {sum(counts.values())} faults, {num_lost} runs that "
+        f"differed or did not end, in {args.minutes:g} minutes. Runs that two "
+        "processes had a share in, which add in another order, are compared by "
+        "their steps.",
+        "",
+        f"    python -m experiments.faults soak --minutes={args.minutes:g} "
+        f"--seed={args.seed}",
+        "",
+        "| fault | times |",
+        "|---|---|",
+        *(f"| {FAULTS[name]} | {count} |" for name, count in counts.items()),
+    ]
+    old = args.out.read_text().split(_SOAK)[0].rstrip() if args.out.exists() else ""
+    args.out.write_text("\n".join([old, "", *lines]).lstrip() + "\n")
+    print("\n".join(lines))
+    if num_lost:
+        sys.exit(1)
+
+
 def main(argv=None):
     """Runs the command line."""
     parser = argparse.ArgumentParser(
@@ -162,9 +200,15 @@ def main(argv=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("what", nargs="?", choices=["all", "soak"], default="all")
     parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=30, help="of the soak")
+    parser.add_argument("--seed", type=int, default=0, help="of the soak")
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     args = parser.parse_args(argv)
+    if args.what == "soak":
+        write_soak(args)
+        return
     packages = ("jax", "flax", "orbax-checkpoint")
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
     lines = [

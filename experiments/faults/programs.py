@@ -211,6 +211,11 @@ def damage(checkpoints, folder, rng):
     The file is one of the newest checkpoint's.
     """
     shutil.copytree(checkpoints, folder)
+    damage_newest(folder, rng)
+
+
+def damage_newest(folder, rng):
+    """Damages one byte or the length of a file of the newest checkpoint."""
     newest = max((p for p in folder.iterdir() if p.name.isdigit()), key=step_of)
     file = rng.choice(sorted(f for f in newest.rglob("*") if f.is_file()))
     data = bytearray(file.read_bytes())

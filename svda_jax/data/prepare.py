@@ -20,7 +20,7 @@ import sys
 import tensorflow_datasets as tfds
 from absl import logging
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 from svda_jax.data.datasets import create_builder, prepare_builder
 from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.data.image_folder import ImageFolder
@@ -78,6 +78,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:
+        for name in ("source", "data_dir"):
+            if path := getattr(args, name):
+                setattr(args, name, str(local_path(path)))
         if args.source:
             builder = import_files(
                 args.name, args.source, args.data_dir, strict=args.strict

@@ -8,12 +8,31 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from svda_jax import UserError
+
 AXIS = "batch"
 
 
 def create_mesh(devices=None):
     """A one-axis mesh, "batch", over the given devices, by default all there are."""
-    return Mesh(jax.devices() if devices is None else devices, (AXIS,))
+    return Mesh(find_devices() if devices is None else devices, (AXIS,))
+
+
+def find_devices(find=jax.devices):
+    """The devices that `jax.devices` or `jax.local_devices` finds.
+
+    Raises:
+      UserError: there is none of the platform that the user asks for, or 64-bit types
+        are on, in which nothing here computes.
+    """
+    if jax.config.jax_enable_x64:
+        raise UserError("JAX_ENABLE_X64=1: this computes in float32; unset it")
+    try:
+        return find()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that one is left
+        reason = " ".join(str(error).split()) or "there is none of that platform"
+        platforms = jax.config.jax_platforms
+        raise UserError(f"no device, JAX_PLATFORMS={platforms}: {reason}") from None
 
 
 def replicated(mesh):

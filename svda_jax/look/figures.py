@@ -33,6 +33,31 @@ def to_rgb(figure):
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
+def share_scales(figures):
+    """Gives what stands in the same place of several figures the same limits.
+
+    Args:
+      figures: of one function here.
+    """
+    for axes in zip(*(figure.axes for figure in figures), strict=False):
+        pictures = [picture for ax in axes for picture in ax.images]
+        limits = [picture.get_clim() for picture in pictures]
+        for picture in pictures:
+            picture.set_clim(_widest(limits))
+        if not pictures and axes[0].get_label() != "<colorbar>":
+            x, y = (
+                _widest([ax.get_xlim() for ax in axes]),
+                _widest([ax.get_ylim() for ax in axes]),
+            )
+            for ax in axes:
+                ax.set(xlim=x, ylim=y)
+
+
+def _widest(limits):
+    lows, highs = zip(*limits, strict=True)
+    return min(lows), max(highs)
+
+
 def curves(histories):
     """Loss and accuracy over epochs.
 

@@ -19,7 +19,7 @@ from absl import logging
 from flax import nnx
 from markupsafe import Markup
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 from svda_jax.config import flatten
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
@@ -32,15 +32,20 @@ from svda_jax.run import runs
 NUM_PICTURED = 4  # images that attention is shown over
 NUM_WORST = 12
 _BATCH = 256
+# What is drawn of each run's history, and its description.
+_FIGURES = {
+    "by_epoch": "six indicators by epoch",
+    "by_layer": "six indicators by layer",
+    "heat_maps": "indicators, layer by head",
+    "spectra": "spectra",
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Images:
     """What a model says of the evaluation split."""
 
-    attention: list
-    rollout: str
-    worst: str
+    drawn: list  # rollout, worst-classified images, attention image by image
     num_wrong: int
     num_images: int
 
@@ -60,10 +65,19 @@ def write_report(workdir, *, compare=None, out=None):
       UserError: a workdir holds no run, or one without an evaluation, or a damaged
         history; or the page cannot be written.
     """
-    workdirs = [pathlib.Path(path) for path in (workdir, compare) if path is not None]
-    if out is not None and not pathlib.Path(out).parent.is_dir():
+    workdirs = [local_path(path) for path in (workdir, compare) if path is not None]
+    if out is not None and not (out := local_path(out)).parent.is_dir():
         raise UserError(f"cannot write {out}: its folder does not exist")
     described = [_describe(path) for path in workdirs]
+    for name, what in _FIGURES.items():
+        figures.share_scales([run[name] for run in described])
+        for run in described:
+            run[name] = _picture(run[name], what)
+    looked = [run["images"] for run in described if isinstance(run["images"], _Images)]
+    for alike in zip(*(images.drawn for images in looked), strict=False):
+        figures.share_scales([figure for figure, _ in alike])
+    for images in looked:
+        images.drawn[:] = [_picture(*one) for one in images.drawn]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("svda_jax.look", "."), autoescape=True
     )
@@ -105,17 +119,26 @@ def _describe(workdir):
             float(last["retained_rank"].mean()),
             last.sizes["direction"],
         ),
-        "by_epoch": _picture(
-            figures.indicators_by_epoch(history), "six indicators by epoch"
-        ),
-        "by_layer": _picture(
-            figures.indicators_by_layer(history), "six indicators by layer"
-        ),
-        "heat_maps": _picture(figures.heat_maps(values), "indicators, layer by head"),
-        "spectra": _picture(figures.spectra(last["spectrum"].values), "spectra"),
+        "speed": _speed(history),
+        "by_epoch": figures.indicators_by_epoch(history),
+        "by_layer": figures.indicators_by_layer(history),
+        "heat_maps": figures.heat_maps(values),
+        "spectra": figures.spectra(last["spectrum"].values),
         "pruned": _describe_pruning(workdir),
         "images": _look_at_images(workdir, config),
     }
+
+
+def _speed(history):
+    """Images/s and seconds an epoch, over all of a run's training, or NaN."""
+    history = history.assign(
+        steps=history.step.diff("step").combine_first(history.step)
+    )
+    history = history.where(np.isfinite(history.images_per_second), drop=True)
+    seconds = (history.steps / history.images_per_second).sum()  # over batch size
+    rate = float(history.steps.sum() / seconds) if seconds else np.nan
+    num_images = history.images_per_second * history.epoch_seconds
+    return rate, float(num_images.mean()) / rate
 
 
 def _describe_pruning(workdir):
@@ -139,7 +162,7 @@ def _look_at_images(workdir, config):
             config.dataset,
             "eval",
             batch_size=_BATCH,
-            mesh=parallel.create_mesh(jax.local_devices()[:1]),
+            mesh=parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1]),
             obtain=False,
         )
         logits, labels, places = predict(run.model, data)
@@ -164,17 +187,17 @@ def _look_at_images(workdir, config):
     given = probabilities[np.arange(len(labels)), labels]
     worst = np.argsort(given, kind="stable")[:NUM_WORST]
     return _Images(
-        attention=[
-            _picture(figures.attention_grid(images[i], maps[i], titles[i]), titles[i])
-            for i in shown
+        drawn=[
+            (figures.rollouts(images, rollout, titles), "attention rollout"),
+            (
+                figures.gallery(data.get(places[worst])[0], [title(i) for i in worst]),
+                "worst-classified images",
+            ),
+            *(
+                (figures.attention_grid(images[i], maps[i], titles[i]), titles[i])
+                for i in shown
+            ),
         ],
-        rollout=_picture(
-            figures.rollouts(images, rollout, titles), "attention rollout"
-        ),
-        worst=_picture(
-            figures.gallery(data.get(places[worst])[0], [title(i) for i in worst]),
-            "worst-classified images",
-        ),
         num_wrong=int(np.sum(predicted != labels)),
         num_images=len(labels),
     )

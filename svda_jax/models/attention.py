@@ -103,6 +103,8 @@ def orthonormality_penalty(kernel):
 
         ||W_hat^T W_hat - I||_F^2 / K,  W_hat the projection W with unit columns
 
+    Columns of zeros, which only fill up a head of a pruned model, do not count.
+
     Args:
       kernel: `[D, H, K]`, a query or key projection.
 
@@ -114,8 +116,10 @@ def orthonormality_penalty(kernel):
     """
     directions = PLAIN.normalize(jnp.moveaxis(kernel, 0, -1))  # [H, K, D]
     gram = jnp.einsum("hkd,hld->hkl", directions, directions)
-    head_dim = kernel.shape[-1]
-    return jnp.sum(jnp.square(gram - jnp.eye(head_dim)), axis=(-2, -1)) / head_dim
+    there = jnp.any(kernel != 0, axis=0)  # [H, K]
+    identity = jnp.eye(kernel.shape[-1]) * there[:, None]  # [H, K, K]
+    number = jnp.maximum(jnp.sum(there, axis=-1), 1)  # [H]
+    return jnp.sum(jnp.square(gram - identity), axis=(-2, -1)) / number
 
 
 def singular_values(query_kernel, key_kernel):

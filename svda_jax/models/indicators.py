@@ -312,9 +312,14 @@ def observe(trace, key, noise_scale, *, ops=PLAIN):
 
 
 def _perturb(x, noise):
-    """Adds noise `[N, H, K]` in units of each vector's root mean square over K."""
-    rms = jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True))  # [B, N, H, 1]
-    return x + rms * noise
+    """Adds noise `[N, H, K]` in units of each vector's root mean square over K.
+
+    Directions in which all tokens are 0 only fill up a head of a pruned model.
+    """
+    there = jnp.any(x != 0, axis=1, keepdims=True)  # [B, 1, H, K]
+    number = jnp.maximum(jnp.sum(there, axis=-1, keepdims=True), 1)  # [B, 1, H, 1]
+    rms = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) / number)
+    return x + rms * there * noise  # [B, N, H, K]
 
 
 def _scaled(spectrum):

@@ -15,7 +15,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat, spread
@@ -57,7 +57,7 @@ def prune_run(
     Raises:
       UserError: an argument or a folder is not what it should be; nothing is written.
     """
-    workdir, out = pathlib.Path(workdir), pathlib.Path(out)
+    workdir, out = local_path(workdir), local_path(out)
     finetuned = out.with_name(f"{out.name}-finetuned")
     _check(
         rho, multiple, finetune_epochs, [out, *([finetuned] if finetune_epochs else [])]
@@ -78,7 +78,7 @@ def prune_run(
         "masked": mask(model, keep),
         "shrunk": shrink(model, keep, multiple=multiple),
     }
-    mesh = parallel.create_mesh(jax.local_devices()[:1])
+    mesh = parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1])
     data = datasets.load(
         config.dataset, "eval", batch_size=config.batch_size, mesh=mesh
     )

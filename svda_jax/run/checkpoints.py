@@ -21,8 +21,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from svda_jax import UserError
-from svda_jax.devices import processes
+from svda_jax import UserError, local_path
+from svda_jax.devices import parallel, processes
 
 
 class Checkpoints:
@@ -98,7 +98,7 @@ class Checkpoints:
             part of its entries.
           sharding: of every array.
           set_aside: whether to rename those that are damaged to <step>.damaged, so that
-            their steps can be saved again.
+            their steps can be saved again, once one that is whole has been read.
 
         Returns:
           Its step and the dict like target, with arrays; 0 and None if there is none.
@@ -107,14 +107,16 @@ class Checkpoints:
           UserError: the checkpoint is of another model (it names the first leaf that
             differs, with shapes and dtypes), or all there are are damaged.
         """
+        damaged = []
         for step in self.steps():
             state, damage = _attempt(self._restore, step, target, sharding)
             if not damage:
+                for other in damaged if set_aside else ():
+                    self._set_aside(other)
                 return step, state
             print(f"checkpoint {self.path / str(step)} is damaged: {damage}")
-            if set_aside:
-                self._set_aside(step)
-        damaged = self.steps() or sorted(self.path.glob("*.damaged*"))
+            damaged.append(step)
+        damaged = damaged or sorted(self.path.glob("*.damaged*"))
         if damaged:
             raise UserError(
                 f"every checkpoint in {self.path} is damaged; "
@@ -133,7 +135,9 @@ class Checkpoints:
         Raises:
           Exception: of any kind; it is damaged.
         """
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        device = jax.sharding.SingleDeviceSharding(
+            parallel.find_devices(jax.local_devices)[0]
+        )
         restore_args = jax.tree.map(
             lambda _: ocp.ArrayRestoreArgs(sharding=device),
             self._manager.item_metadata(step).state,
@@ -227,8 +231,11 @@ class Checkpoints:
             aside = path.with_name(f"{step}.damaged{number}")
         processes.synchronize("read")
         if processes.is_primary():
-            path.rename(aside)
-            print(f"it is now {aside.name}")
+            try:
+                path.rename(aside)
+            except OSError as error:
+                raise self._failed(error) from None
+            print(f"{path} is now {aside.name}")
         processes.synchronize("set aside")
         self._manager.reload()
 
@@ -312,10 +319,10 @@ def main(argv=None):
         prog="python -m svda_jax verify",
         description="Checks the checkpoints of a run.",
     )
-    parser.add_argument("workdir", type=pathlib.Path)
+    parser.add_argument("workdir", help="the run's folder")
     args = parser.parse_args(argv)
     quiet_orbax()
-    path = args.workdir / "checkpoints"
+    path = local_path(args.workdir) / "checkpoints"
     if not path.is_dir():
         sys.exit(f"error: {args.workdir} has no checkpoints")
     good = []

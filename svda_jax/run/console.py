@@ -56,12 +56,15 @@ def describe_devices(mesh):
 
 
 def evaluation_line(step, epoch, values):
-    """One line for an evaluation, given as to `History.append`."""
+    """One line for an evaluation, of 80 characters at most.
+
+    Training loss, evaluation loss and accuracy, images/s of training; the arguments are
+    those of `History.append`.
+    """
     return (
         f"epoch {epoch:6.1f}  step {step:6,}  "
-        f"train loss {values['train_loss']:.4f}  "
-        f"eval loss {values['eval_loss']:.4f}  "
-        f"eval accuracy {values['eval_accuracy']:.2%}  "
+        f"loss {values['train_loss']:.4f}  "
+        f"eval {values['eval_loss']:.4f}, {values['eval_accuracy']:.2%}  "
         f"{values['images_per_second']:,.0f} images/s"
     )
 

@@ -20,20 +20,35 @@ import xarray as xr
 from flax import nnx
 from ml_collections import config_dict
 
-from svda_jax import UserError
-from svda_jax.config import check, flatten, from_json, to_json, vit_config
+from svda_jax import UserError, local_path
+from svda_jax.config import (
+    OPTIONS,
+    check,
+    flatten,
+    from_json,
+    to_json,
+    vit_config,
+)
+from svda_jax.devices import parallel
+from svda_jax.models.attention import SPECTRUM_STARTS
 from svda_jax.models.vit import ViT, create_graphdef
 from svda_jax.run.checkpoints import Checkpoints
 
-# Where data lies, how it is read and what is shown of a run is not what the run is.
+# What a run may go on with another value of: its length, where data lies, how it is
+# read, what is written and shown. The rest says what the run is.
 _MAY_DIFFER = (
     "compile_cache",
+    "eval_every_epochs",
     "log_every_steps",
+    "max_skipped_in_a_row",
+    "num_epochs",
     "pictures_every_epochs",
     "profile",
     "dataset.data_dir",
     "dataset.num_threads",
     "dataset.num_workers",
+    "dataset.skip_corrupt",
+    *(key for key in OPTIONS if key.startswith("checkpoint.")),
 )
 
 
@@ -83,11 +98,23 @@ def load(workdir):
     Raises:
       UserError: there is no run in workdir, or it has no checkpoint yet.
     """
+    workdir = local_path(workdir)
+    return Run(
+        *_load_model(workdir),
+        history=read_history(workdir),
+        class_names=read_class_names(workdir),
+    )
+
+
+def _load_model(workdir):
+    """Config, model and step of a run that has a checkpoint."""
     config = load_config(workdir)
     model_config = vit_config(config)
     graphdef = create_graphdef(model_config)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        device = jax.sharding.SingleDeviceSharding(
+            parallel.find_devices(jax.local_devices)[0]
+        )
         params = _abstract_params(model_config)
         name = "ema" if config.ema_decay else "params"
         step, restored = checkpoints.restore_newest(
@@ -95,13 +122,7 @@ def load(workdir):
         )
     if not restored:
         raise UserError(f"{workdir} has no checkpoint yet")
-    return Run(
-        config=config,
-        model=nnx.merge(graphdef, restored[name]),
-        step=step,
-        history=read_history(workdir),
-        class_names=read_class_names(workdir),
-    )
+    return config, nnx.merge(graphdef, restored[name]), step
 
 
 def load_start(config, model_config, workdir):
@@ -125,7 +146,7 @@ def load_start(config, model_config, workdir):
         if checkpoints.steps():
             return None
     try:
-        model = load(config.init_from).model
+        found_config, model, _ = _load_model(local_path(config.init_from))
     except UserError as error:
         raise UserError(f"init_from={config.init_from}: {error}") from None
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
@@ -136,6 +157,13 @@ def load_start(config, model_config, workdir):
                 f"init_from={config.init_from} is of another model: {name} has shape "
                 f"{found.get(name)}, not {expected.get(name)}"
             )
+    starts = found_config.model.spectrum_init, config.model.spectrum_init
+    if config.model.attention == "svda" and starts[0] != starts[1]:
+        # sigma, start times parameter, stays what it was.
+        width = config.model.width // config.model.num_heads
+        ratio = SPECTRUM_STARTS[starts[0]](width) / SPECTRUM_STARTS[starts[1]](width)
+        for block in params["blocks"].values():
+            block["attention"]["relative_sigma"] *= ratio
     return params
 
 
@@ -185,8 +213,12 @@ def read_history(workdir):
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def is_finished(workdir):
+def is_finished(config, workdir):
     """Whether the run in workdir, if any, has been trained and saved to its end.
+
+    Args:
+      config: of the run, which may say another number of epochs than it was begun with.
+      workdir: the run's folder.
 
     Raises:
       UserError: its config or its history is damaged.
@@ -196,24 +228,33 @@ def is_finished(workdir):
     last = read_history(workdir).isel(step=-1)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
         saved = int(last["step"]) in checkpoints.steps()
-    return saved and float(last["epoch"]) >= load_config(workdir).num_epochs
+    return saved and float(last["epoch"]) >= config.num_epochs
 
 
 def check_workdir(config, workdir):
     """Refuses a folder that holds a run, or results, of another config.
 
+    Returns:
+      The keys that differ and may, with both values; {} where there is no run.
+
     Raises:
-      UserError: naming the first key that differs, with both values.
+      UserError: naming each key that differs and may not, with both values.
     """
     if not config_path(workdir).exists():
-        return
+        return {}
     found, wanted = flatten(load_config(workdir)), flatten(check(config))
-    for key in sorted(found.keys() - set(_MAY_DIFFER)):
-        if found[key] != wanted[key]:
-            raise UserError(
-                f"{workdir} holds a run with {key}={found[key]}, not {wanted[key]}; "
-                "give another folder or remove it"
-            )
+    differ = {k: (found[k], wanted[k]) for k in sorted(found) if found[k] != wanted[k]}
+    refused = [
+        f"{key}={old}, not {new}"
+        for key, (old, new) in differ.items()
+        if key not in _MAY_DIFFER
+    ]
+    if refused:
+        raise UserError(
+            f"{workdir} holds a run with {'; with '.join(refused)}; give another "
+            "folder or remove it"
+        )
+    return differ
 
 
 def write_class_names(workdir, names):
@@ -252,7 +293,10 @@ def hold(workdir):
 
 
 def create_workdir(config, workdir):
-    """Makes the folder with its config.json, unless they are there.
+    """Makes the folder with its config.json, unless they are there and the same.
+
+    Returns:
+      Whether config.json was written.
 
     Raises:
       UserError: workdir cannot be written.
@@ -260,12 +304,14 @@ def create_workdir(config, workdir):
     path = config_path(workdir)
     try:
         os.makedirs(workdir, exist_ok=True)
-        if not path.exists():
+        if not path.exists() or path.read_text() != to_json(config):
             write_atomically(path, to_json(config).encode())
-        elif not os.access(workdir, os.W_OK):
+            return True
+        if not os.access(workdir, os.W_OK):
             raise PermissionError(None, "Permission denied")
     except OSError as error:
         raise UserError(f"cannot write workdir {workdir}: {error.strerror}") from None
+    return False
 
 
 def write_atomically(path, data):

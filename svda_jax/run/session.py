@@ -2,6 +2,7 @@
 
 import contextlib
 
+from svda_jax import UserError
 from svda_jax.devices import processes
 from svda_jax.run import console, runs
 from svda_jax.run.checkpoints import Checkpoints
@@ -35,9 +36,8 @@ class Session:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            runs.check_workdir(self.config, self.workdir)
-            self._new = not runs.config_path(self.workdir).exists()
-            if self._first and not self._new:
+            self._changed = runs.check_workdir(self.config, self.workdir)
+            if self._first and runs.config_path(self.workdir).exists():
                 stack.enter_context(runs.hold(self.workdir))
             policy = self.config.checkpoint
             checkpoints = Checkpoints(
@@ -54,7 +54,7 @@ class Session:
 
     def is_finished(self):
         """Whether there is nothing left to train, which is said then."""
-        finished = runs.is_finished(self.workdir)
+        finished = runs.is_finished(self.config, self.workdir)
         if finished and self._first:
             console.say_finished(self.workdir)
         return finished
@@ -68,13 +68,19 @@ class Session:
         """Makes the folder where there is none, and says what is trained.
 
         Raises:
-          UserError: the folder cannot be written.
+          UserError: the folder cannot be written, or the run in it is longer already.
         """
         step = self.last_saved
+        if step > num_steps:
+            raise UserError(
+                f"num_epochs={self.config.num_epochs} are {num_steps:,} steps, and the "
+                f"run in {self.workdir} has made {step:,}"
+            )
         if self._first:
-            runs.create_workdir(self.config, self.workdir)
+            renewed = runs.create_workdir(self.config, self.workdir)
             runs.write_class_names(self.workdir, train_data.class_names)
-            if self._new:
+            if renewed:
+                # The lock is on the file, which is a new one.
                 self._stack.enter_context(runs.hold(self.workdir))
             devices = console.describe_devices(mesh)
             self._history = History(self.workdir, last_step=step, attrs=devices)
@@ -86,6 +92,10 @@ class Session:
             )
             if step:
                 print(f"resuming at step {step:,} of {num_steps:,}")
+                for key, (old, new) in self._changed.items():
+                    print(f"{key} is {new} from here on, it was {old}")
+                if "num_epochs" in self._changed:
+                    print("the learning rate goes on as in a run of the new length")
         processes.synchronize("workdir")
         self._bar = self._stack.enter_context(
             console.progress_bar(
@@ -106,6 +116,11 @@ class Session:
         """Writes numbers of one training step, by name, for TensorBoard."""
         if self._first:
             self._events.write_step(step, values)
+
+    def lacks(self, step):
+        """Whether the evaluation at that step is missing, asked when it is resumed."""
+        path = runs.history_path(self.workdir)
+        return not path.exists() or step not in runs.read_history(self.workdir).step
 
     def record(self, step, epoch, values):
         """Writes an evaluation, given as to `History.append`, and says it."""

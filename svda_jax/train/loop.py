@@ -5,7 +5,8 @@ import dataclasses
 
 import jax
 
-from svda_jax.config import validate
+from svda_jax import UserError, local_path
+from svda_jax.config import check, validate
 from svda_jax.data import datasets
 from svda_jax.devices import parallel, processes
 from svda_jax.devices.compile_cache import use_compile_cache
@@ -39,6 +40,7 @@ def train_and_evaluate(config, workdir):
       FloatingPointError: loss or gradient was not finite more often in a row than
         allowed; the message names the step and the last checkpoint.
     """
+    config, workdir = check(config), local_path(workdir)
     mesh = parallel.create_mesh()
     model_config = validate(config, num_devices=mesh.size)
     with contextlib.ExitStack() as stack:
@@ -79,7 +81,27 @@ def train_and_evaluate(config, workdir):
         batches = train_data.train_batches(keys.order, step)
         if config.profile:
             batches = profiled(batches, workdir)
-        for batch in stack.enter_context(contextlib.closing(batches)):
+        stack.enter_context(contextlib.closing(batches))
+        stopping = False
+
+        def record(state, **measured):
+            """Evaluates after that step; returns what it found, and the state."""
+            with _saved(session, in_flight, step, state):
+                values = {
+                    **{f"train_{k}": v for k, v in state.metrics.compute().items()},
+                    **evaluate(state.eval_params),
+                    "skipped_steps": state.skipped,
+                    **measured,
+                }
+            session.record(step, step * config.batch_size / num_images, values)
+            empty = parallel.replicate(Metrics.empty(), mesh)
+            return values, dataclasses.replace(state, metrics=empty)
+
+        if step and due.evaluation(step) and session.lacks(step):  # it ended in it
+            _, state = record(state, images_per_second=float("nan"))
+        while step < due.num_steps and not stopping:
+            with _saved(session, in_flight, step, state):
+                batch = next(batches)
             state, report = train_step(state, batch, keys.step)
             step += 1
             in_flight.add(step, report)
@@ -91,24 +113,32 @@ def train_and_evaluate(config, workdir):
                 rate = clock.rate()
                 clock.reset()
             if due.evaluation(step):
-                values = {
-                    **{f"train_{k}": v for k, v in state.metrics.compute().items()},
-                    **evaluate(state.eval_params),
-                    "learning_rate": report.learning_rate,
-                    "skipped_steps": state.skipped,
-                    "images_per_second": rate,
-                    "epoch_seconds": num_images / rate,
-                }
-                empty = parallel.replicate(Metrics.empty(), mesh)
-                state = dataclasses.replace(state, metrics=empty)
-                session.record(step, step * config.batch_size / num_images, values)
+                values, state = record(
+                    state,
+                    learning_rate=report.learning_rate,
+                    images_per_second=rate,
+                    epoch_seconds=num_images / rate,
+                )
             if saving:
                 session.save(step, vars(state))
             if due.pictures(step):
                 session.picture(step, draw(state.eval_params, values))
-            if stopping or step == due.num_steps:
-                break
     session.say_end(step, due.num_steps, train_data, eval_data)
+
+
+@contextlib.contextmanager
+def _saved(session, in_flight, step, state):
+    """Saves before a run ends for what it reads, such as a corrupt image.
+
+    Several processes cannot: the others are in their next step.
+    """
+    try:
+        yield
+    except UserError:
+        if step > session.last_saved and jax.process_count() == 1:
+            in_flight.wait()
+            session.save(step, vars(state))
+        raise
 
 
 def _create_finish(config, session, *, due, clock):

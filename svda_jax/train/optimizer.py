@@ -10,7 +10,7 @@ def create_schedule(learning_rate, *, num_steps, warmup_steps):
     Args:
       learning_rate: the peak, reached after warmup_steps.
       num_steps: of the whole run.
-      warmup_steps: of them, less than num_steps.
+      warmup_steps: of them; one at least is left to decay.
 
     Returns:
       A function from step to learning rate.
@@ -18,7 +18,7 @@ def create_schedule(learning_rate, *, num_steps, warmup_steps):
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=learning_rate,
-        warmup_steps=warmup_steps,
+        warmup_steps=min(warmup_steps, num_steps - 1),
         decay_steps=num_steps,
     )
 
@@ -42,6 +42,15 @@ def create_optimizer(schedule, *, weight_decay, clip_norm, spectrum_lr_scale):
         optax.add_decayed_weights(weight_decay, mask=_named("kernel")),
         optax.scale_by_learning_rate(schedule),
         optax.masked(optax.scale(spectrum_lr_scale), _named("relative_sigma")),
+    )
+
+
+def at_step(opt_state, step):
+    """The optimizer's state with its schedule at that step, whatever was skipped."""
+    return optax.tree.set(
+        opt_state,
+        lambda path, _: path[-1].tuple_name == "ScaleByScheduleState",
+        count=step,
     )
 
 

@@ -22,6 +22,7 @@ from svda_jax.models.indicators import (
 )
 from svda_jax.models.vit import ViT
 from svda_jax.train.metrics import EvalMetrics, Metrics
+from svda_jax.train.optimizer import at_step
 
 
 @jax.tree_util.register_dataclass
@@ -139,7 +140,7 @@ def train_step(
       key: the run's PRNG key.
       graphdef: from `create_graphdef`.
       optimizer: from `optimizer.create_optimizer`, with that schedule.
-      schedule: learning rate by step.
+      schedule: learning rate by step; it counts batches, skipped ones too.
       augment: (images uint8, targets `[B, C]`, `[B]` keys) -> (images, targets).
       label_smoothing: see `smooth_labels`.
       orthonormality_weight: weight of the soft-orthonormality penalty.
@@ -194,7 +195,8 @@ def train_step(
 
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    opt_state = at_step(state.opt_state, state.step)
+    updates, opt_state = optimizer.update(grads, opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
