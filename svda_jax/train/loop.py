@@ -7,7 +7,6 @@ import jax
 
 from svda_jax import UserError, local_path
 from svda_jax.config import check, validate
-from svda_jax.data import datasets
 from svda_jax.devices import parallel, processes
 from svda_jax.devices.compile_cache import use_compile_cache
 from svda_jax.models.ops import choose
@@ -48,6 +47,8 @@ def train_and_evaluate(config, workdir):
         session = stack.enter_context(Session(config, workdir))
         if session.is_finished():
             return
+        from svda_jax.data import datasets  # half a second, for nothing until here
+
         if config.compile_cache:
             use_compile_cache()
         train_data, eval_data = (
