@@ -10,6 +10,11 @@ from svda_jax.run import runs
 from svda_jax.train.loop import train_and_evaluate
 
 
+@pytest.fixture(autouse=True)
+def no_pictures():
+    """The pictures of this run are drawn."""
+
+
 @pytest.mark.usefixtures("two_devices")
 def test_it_is_measured_written_drawn_and_explained(make_config, tmp_path, monkeypatch):
     entry = Indicator(

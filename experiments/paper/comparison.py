@@ -177,7 +177,7 @@ def train(path, argv, variants, *, num_seeds, folder, say=None):
             runs.check_workdir(config, workdir)
             history = None
             try:
-                if not runs.is_finished(workdir):
+                if not runs.is_finished(workdir, config):
                     train_and_evaluate(config, workdir)
                 if runs.is_finished(workdir):
                     history = runs.read_history(workdir)

@@ -213,18 +213,19 @@ def read_history(workdir):
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def is_finished(config, workdir):
+def is_finished(workdir, config=None):
     """Whether the run in workdir, if any, has been trained and saved to its end.
 
     Args:
-      config: of the run, which may say another number of epochs than it was begun with.
       workdir: the run's folder.
+      config: in place of the folder's own; it may say another number of epochs.
 
     Raises:
       UserError: its config or its history is damaged.
     """
     if not config_path(workdir).exists() or not history_path(workdir).exists():
         return False
+    config = config or load_config(workdir)
     last = read_history(workdir).isel(step=-1)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
         saved = int(last["step"]) in checkpoints.steps()

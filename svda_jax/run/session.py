@@ -54,7 +54,7 @@ class Session:
 
     def is_finished(self):
         """Whether there is nothing left to train, which is said then."""
-        finished = runs.is_finished(self.config, self.workdir)
+        finished = runs.is_finished(self.workdir, self.config)
         if finished and self._first:
             console.say_finished(self.workdir)
         return finished

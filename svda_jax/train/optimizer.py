@@ -47,10 +47,14 @@ def create_optimizer(schedule, *, weight_decay, clip_norm, spectrum_lr_scale):
 
 def at_step(opt_state, step):
     """The optimizer's state with its schedule at that step, whatever was skipped."""
-    return optax.tree.set(
+
+    def is_schedule(part):
+        return isinstance(part, optax.ScaleByScheduleState)
+
+    return jax.tree.map(
+        lambda part: part._replace(count=step) if is_schedule(part) else part,
         opt_state,
-        lambda path, _: path[-1].tuple_name == "ScaleByScheduleState",
-        count=step,
+        is_leaf=is_schedule,
     )
 
 
