@@ -31,6 +31,7 @@ OPTIONS = {
     "model__drop_path": 0.1,
     "augment__crop_padding": 1,
     "ema_decay": 0.9,
+    "log_every_steps": 4,
 }
 
 pytestmark = pytest.mark.usefixtures("two_devices")
@@ -70,6 +71,10 @@ def test_workdir_holds_config_history_events_and_checkpoints(finished, make_conf
     assert history["learning_rate"][-1] < history["learning_rate"][0]
     rate = history["images_per_second"]
     np.testing.assert_allclose(history["epoch_seconds"], 100 / rate, rtol=1e-6)
+    # Numbers of steps 4 and 8; at the end there are those of the evaluation.
+    (events,) = finished.glob("events*")
+    for tag in (b"step/loss", b"step/gradient_norm", b"step/learning_rate"):
+        assert events.read_bytes().count(tag) == 2
     # Of the newest checkpoints two are kept.
     steps = {path.name for path in (finished / "checkpoints").iterdir()}
     assert steps == {"7", "10"}
