@@ -18,6 +18,9 @@ from svda_jax.run.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+# Seconds after which a program is taken to hang, however slow the machine.
+TIMEOUT = 1200
+
 # A small model with all that is random switched on, and little data.
 OPTIONS = {
     "num_epochs": 8,
@@ -118,7 +121,7 @@ class Program:
 
 def finish(program, code=0):
     """Waits for a program; its output."""
-    out, _ = program.communicate(timeout=300)
+    out, _ = program.communicate(timeout=TIMEOUT)
     assert program.returncode == code, out
     return out
 

@@ -9,6 +9,7 @@ import sys
 import time
 
 from experiments.faults.programs import (
+    TIMEOUT,
     Program,
     assert_same_run,
     damage_newest,
@@ -138,7 +139,7 @@ def _rename(program, process, workdir):
 
 def _second(program, process, workdir):
     other = program.start(workdir)
-    out, _ = other.communicate(timeout=300)
+    out, _ = other.communicate(timeout=TIMEOUT)
     if process.poll() is None:
         assert out.startswith("error: another process is training"), out
     _sigkill(program, process, workdir)
@@ -163,7 +164,7 @@ _FAULTS = {
 
 def _ends_in_a_line(process, start):
     """Unless it had nothing left to write."""
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=TIMEOUT)
     assert "Traceback" not in out, out
     if process.returncode:
         assert out.splitlines()[-1].startswith(start), out
