@@ -26,11 +26,14 @@ def local_path(path):
     """A folder or file that the user names, with ~ for the home folder.
 
     Raises:
-      UserError: it is an address such as gs://bucket/folder.
+      UserError: it is an address such as gs://bucket/folder, or nobody's home folder.
     """
     if scheme := re.match(r"[A-Za-z][\w+.-]*:/", str(path)):
         raise UserError(f"{path}: {scheme[0]}/ is not supported; give a local folder")
-    return pathlib.Path(path).expanduser()
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such home folder") from None
 
 
 def load(workdir):

@@ -165,7 +165,8 @@ OPTIONS = {
         "Alpha of cutmix, which swaps a box; 0: off. With both, each pair meets one."),
 }
 _KINDS = {int: "must be an integer", bool: "must be True or False",
-          str: "must be text", float: "must be a number", tuple: "must be numbers"}
+          str: "must be text", float: "must be a number",
+          tuple: "must be numbers in brackets, as in (8, 8) or (0.5,)"}
 # fmt: on
 TYPES = {
     key: option.default if isinstance(option.default, type) else type(option.default)
@@ -303,7 +304,7 @@ def _nest(flat, *, type_safe=True):
 
 def _read(path):
     """What a config file says, flat."""
-    file = pathlib.Path(path).expanduser()
+    file = local_path(path)
     if not file.is_file() and file.parent == pathlib.Path("configs"):
         file = RECIPES / file.name
     if not file.is_file():

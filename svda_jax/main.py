@@ -85,6 +85,8 @@ def one_line(interrupted="interrupted"):
         sys.stdout.flush()
     except (UserError, FloatingPointError, flags.Error) as error:
         sys.exit(f"error: {' '.join(str(error).splitlines())}")
+    except PermissionError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)

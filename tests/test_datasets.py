@@ -102,6 +102,11 @@ def test_bad_class_list(load, tmp_path, lines, message):
         ({"name": "digit"}, "dataset.name=digit is neither a TFDS data set nor one of"),
         ({"train_split": "training"}, "dataset.train_split=training is no split of"),
         ({"train_split": "train[:0]"}, "dataset.train_split=.* is no split of digits"),
+        (
+            {"train_split": "train[2000:]"},
+            r"which has train \(1,437 images\), test \(360",
+        ),
+        ({"name": "huggingface:digits"}, "huggingface:digits is neither a TFDS data"),
         ({"image_size": 9}, "example 0: the image is 8 x 8; dataset.image_size=9 must"),
         ({"num_classes": 9}, "digits has 10 classes; dataset.num_classes=9 must be"),
         ({"class_list": "/nowhere"}, "class_list=/nowhere cannot be read: .*No such"),

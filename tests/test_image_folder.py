@@ -21,6 +21,7 @@ from svda_jax.config import validate
 from svda_jax.data import datasets, prepare
 from svda_jax.data.image_folder import find_images
 from svda_jax.data.images import decode
+from svda_jax.data.splits import open_split
 from svda_jax.devices import parallel
 
 
@@ -283,6 +284,7 @@ def test_latin_1_names_are_taken(tmp_path, capsys):
 def test_deep_and_turned_images_are_stored_as_they_are_decoded(tmp_path):
     ramp = np.linspace(0, 65535, 12 * 7).reshape(12, 7).astype(np.uint16)
     (tmp_path / "images/a").mkdir(parents=True)
+    write_images(tmp_path / "images", ["b"], num_images=1)
     Image.fromarray(ramp).save(tmp_path / "images/a/x.tiff")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -347,6 +349,26 @@ def test_the_line_printed_at_the_end_trains_as_it_stands(tmp_path, monkeypatch, 
         data = datasets.load(config.dataset, kind, batch_size=8, mesh=mesh)
         assert data.num_images == count
         assert data.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_line_of_a_few_images_asks_for_no_more_than_there_are(
+    count, tmp_path, capsys
+):
+    write_images(tmp_path / "images", ["a", "b"], num_images=count)
+    run(tmp_path / "images", tmp_path)
+    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    config = main.parse(line[2:])[0]
+    validate(config, num_devices=1)
+    for kind in ("train", "eval"):
+        builder = datasets.open_builder(config.dataset.name, config.dataset.data_dir)
+        split = open_split(builder, config.dataset, kind)
+        assert len(split) >= (config.batch_size if kind == "train" else 1)
+
+
+def test_a_folder_around_the_folder_is_no_class(folder):
+    with pytest.raises(UserError, match="one class alone, images"):
+        find_images(folder.parent)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,9 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--workdir=gs://b/x"], "gs://b/x: gs:// is not supported"),
         ([DIGITS, "--config.dataset.data_dir=hdfs://b"], "hdfs:// is not supported"),
         ([DIGITS, "--config.init_from=s3:/b"], "s3:// is not supported"),
+        ([DIGITS, "--workdir=~nobody_/x"], "~nobody_/x: there is no such home folder"),
+        (["--config=~nobody_/x.py"], "there is no such home folder"),
+        ([DIGITS, "--config.model.qk_dim=8"], "must be numbers in brackets, as in (8"),
         ([DIGITS, "--initialization_seconds=0"], "--initialization_seconds=0"),
         ([DIGITS, "--process_id=0"], "--num_processes is missing beside the others"),
         ([DIGITS, "--process_id=-1"], "--process_id=-1"),
@@ -207,6 +210,16 @@ def test_a_command_that_is_none_or_is_interrupted_ends_in_one_line(monkeypatch, 
     with pytest.raises(SystemExit, match=r"^130$"):
         commands.main(["report", "--x"])
     assert capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, tmp_path):
+    def deny(*args):  # who runs the tests may be allowed everything
+        raise PermissionError(13, "Permission denied", str(tmp_path / "x"))
+
+    monkeypatch.setattr(pathlib.Path, "exists", deny)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=r"error: .*/x: Permission denied$"):
+        main.main(["main", DIGITS, f"--workdir={tmp_path / 'x'}"])
 
 
 @pytest.mark.parametrize("argv", [["svda_jax.main", "--help"], ["svda_jax", "--help"]])

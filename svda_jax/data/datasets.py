@@ -97,7 +97,7 @@ def create_builder(name, data_dir=""):
     except OSError as error:
         where = data_dir or tfds.core.constants.DATA_DIR
         raise UserError(f"cannot read {where}: {error.strerror}") from None
-    except (ValueError, AssertionError):  # no such name, version or variant
+    except (ValueError, AssertionError, ImportError):  # no such name, version, variant
         known = [*BUILDERS, *tfds.list_builders(with_community_datasets=False)]
         plain = re.sub(r"\W+|_", "", name.lower())
         same = [known_one for known_one in known if known_one.replace("_", "") == plain]

@@ -121,8 +121,8 @@ def find_images(source):
       folders, by label, and the paths of what is not taken, by reason.
 
     Raises:
-      UserError: source is nothing of the kind, a class has no images, or splits differ
-        in their classes.
+      UserError: source is nothing of the kind or has one class alone, a class has no
+        images, or splits differ in their classes.
     """
     source = pathlib.Path(source)
     if not source.is_dir():
@@ -161,6 +161,11 @@ def find_images(source):
                 raise UserError(f"class {name} has no images in {split} ({where})")
         for name in sorted(set(by_class) - set(classes)):
             raise UserError(f"class {name} is in {split} but not in train")
+    if len(classes) == 1:
+        raise UserError(
+            f"{parts['train'][0]} has one class alone, {classes[0]}; give the folder "
+            "that holds train/ or all class folders"
+        )
     files = {
         split: [
             (p, label) for label, name in enumerate(classes) for p in by_class[name]

@@ -114,13 +114,15 @@ def _train_line(builder, data_dir):
         if evaluated:
             options["dataset.eval_split"] = evaluated[0]
         else:
-            options["dataset.holdout"] = max(0.1, math.ceil(100 / num_images) / 100)
+            holdout = max(0.1, math.ceil(100 / num_images) / 100)
+            options["dataset.holdout"] = holdout
+            num_images -= round(holdout * num_images)
         if config == "image_folder":
             options["dataset.name"] = name
-            # At least eight steps an epoch, and a share for each of eight devices.
-            options["batch_size"] = 2 ** min(
-                max(num_images // 8, 8).bit_length() - 1, 7
-            )
+            # At least eight steps an epoch, and a share for each of eight devices,
+            # where there are as many images.
+            size = max(num_images // 8, min(num_images, 8))
+            options["batch_size"] = 2 ** min(size.bit_length() - 1, 7)
     if data_dir:
         options["dataset.data_dir"] = data_dir
     line = ["python", "-m", "svda_jax.main", f"--config=configs/{config}.py"]

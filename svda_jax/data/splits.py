@@ -113,9 +113,10 @@ def open_split(builder, config, kind):
             f"{builder.data_dir} --out_path={os.path.dirname(builder.data_dir)}"
         ) from None
     except (ValueError, KeyError):
+        found = builder.info.splits.items()
+        sizes = ", ".join(f"{k} ({v.num_examples:,} images)" for k, v in found)
         raise UserError(
-            f"dataset.{key}={split} is no split of {builder.name}, which has "
-            f"{list(builder.info.splits)}"
+            f"dataset.{key}={split} is no split of {builder.name}, which has {sizes}"
         ) from None
 
     name = f"{builder.name} {split}"

@@ -1,13 +1,12 @@
 """What a model says of a split, and files as images that it takes."""
 
 import functools
-import pathlib
 
 import jax
 import numpy as np
 from flax import nnx
 
-from svda_jax import UserError
+from svda_jax import UserError, local_path
 from svda_jax.data.images import CorruptImageError, center_crop
 
 
@@ -34,7 +33,7 @@ def read_images(files, config):
     images = []
     for file in files:
         try:
-            data = pathlib.Path(file).expanduser().read_bytes()
+            data = local_path(file).read_bytes()
             images.append(center_crop(data, fraction=fraction, **options))
         except (OSError, CorruptImageError) as error:
             said = getattr(error, "strerror", None) or error
