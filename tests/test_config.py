@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -23,8 +24,11 @@ from svda_jax.config import (
 )
 from svda_jax.devices import parallel
 from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
-from svda_jax.models.vit import DTYPES, POOLS, ViT, ViTConfig
+from svda_jax.models.indicators import of_images
+from svda_jax.models.ops import choose
+from svda_jax.models.vit import DTYPES, POOLS, ViT, ViTConfig, create_graphdef
 from svda_jax.train.compiled import create_training
+from svda_jax.train.steps import eval_step
 
 CONFIGS = sorted(pathlib.Path(__file__).parent.parent.joinpath("configs").glob("*.py"))
 
@@ -70,10 +74,54 @@ def test_every_config_has_its_number_of_parameters(path):
         assert len(traces) == config.model.depth
 
 
-@pytest.mark.parametrize(
-    "depth", [pytest.param(2, id=""), pytest.param(None, marks=pytest.mark.slow)]
-)
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_has_its_steps(path):
+    """Training and evaluation at its sizes are traced: shapes go in and come out."""
+    config = load(path)
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    model_config = validate(config, num_devices=1)
+    init, step = create_training(config, model_config, num_steps=9, mesh=mesh)
+    side, size = model_config.image_size, config.batch_size
+    batch = {
+        "image": jax.ShapeDtypeStruct(
+            (size, side, side, config.dataset.channels), "u1"
+        ),
+        "label": jax.ShapeDtypeStruct((size,), "int32"),
+    }
+    key = jax.random.key(0)
+    before = jax.eval_shape(init, key)
+    after, _ = jax.eval_shape(step, before, batch, key)
+    assert jax.tree.map(shape_of, after) == jax.tree.map(shape_of, before)
+    assert (after.ema is not None) == (config.ema_decay > 0)
+    evaluate = functools.partial(
+        eval_step,
+        graphdef=create_graphdef(model_config, choose(mesh.devices.flat[0])),
+        noise_scale=config.indicators.noise_scale,
+    )
+    evaluate = parallel.pmap(evaluate, mesh, split_argnums=(1,))
+    batch["mask"] = jax.ShapeDtypeStruct((size,), "bool")
+    metrics = jax.eval_shape(evaluate, after.eval_params, batch, key)
+    layers_and_heads = (model_config.depth, model_config.num_heads)
+    totals = jax.tree.map(shape_of, metrics.indicators)
+    assert totals.total[0] == (len(of_images()), *layers_and_heads)
+
+
+def shape_of(x):
+    return x.shape, x.dtype
+
+
+# The smallest and the one with most augmentation; all train in the slow form.
+TRAINED = ("digits", "cifar10")
+
+
+@pytest.mark.parametrize(
+    ("path", "depth"),
+    [pytest.param(p, 2, id=p.stem) for p in CONFIGS if p.stem in TRAINED]
+    + [
+        pytest.param(p, None, marks=pytest.mark.slow, id=f"{p.stem} in full")
+        for p in CONFIGS
+    ],
+)
 def test_every_config_trains(path, depth, rng):
     """Two steps, with its augmentation, on data of its shape."""
     config = load(path)
