@@ -315,8 +315,8 @@ def _read(path):
             return flatten(json.loads(file.read_text()))
         return flatten(runpy.run_path(str(file))["get_config"]())
     except Exception as error:  # whatever its code raises
-        message = f"{path} is no config file: {type(error).__name__}: {error}"
-        raise UserError(message.splitlines()[0]) from None
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path} is no config file: {said}") from None
 
 
 def _unknown(key, prefix=""):
@@ -341,8 +341,7 @@ def _typed(key, value):
     kind = TYPES[key]
     if kind is float and type(value) is int and abs(value) < 2**1023:
         value = float(value)
-    elif kind is tuple and isinstance(value, list):
-        value = tuple(value)
+    value = tuple(value) if kind is tuple and isinstance(value, list) else value
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if right and kind is tuple:
         right = all(isinstance(x, (int, float)) for x in value)

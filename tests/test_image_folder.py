@@ -241,6 +241,10 @@ def test_splits_in_usual_spellings(tmp_path, train, validation, test):
 def test_nested_folders_any_suffix_and_what_systems_leave(tmp_path):
     folder = tmp_path / "images"
     write_images(folder, ["a", "b"], num_images=1)
+    (folder / "notes.txt").write_text("hello")
+    _, _, left_out = find_images(folder)
+    assert left_out == {"not an image": [str(folder / "notes.txt")]}  # once
+    (folder / "notes.txt").unlink()
     picture = Image.open(folder / "a/a_00.png")
     (folder / "a/2024/album.jpg").mkdir(parents=True)
     names = ["2024/album.jpg/x.jfif", "y.pgm", "z.avif", "w.jp2", "v.jpe", "u.qoi"]

@@ -128,12 +128,17 @@ def find_images(source):
     if not source.is_dir():
         raise UserError(f"{source} is not a folder")
     left_out = collections.defaultdict(list)
-    folders, _ = _list(source, left_out)
+    beside = collections.defaultdict(list)
+    folders, images = _list(source, beside)
     parts = {
         split: [f for f in folders if re.fullmatch(_PART.format(names), f.name, re.I)]
         for split, names in _SPLITS.items()
     }
     parts = {split: found for split, found in parts.items() if found}
+    if parts:  # else the source is the split, and looked through below
+        for path in images:
+            beside["outside of a class's folder"].append(as_text(path))
+        left_out.update(beside)
     for folder in folders if parts else ():
         if not any(folder in found for found in parts.values()):
             for path in _walk(folder, left_out):

@@ -1,6 +1,7 @@
 """What a model says of a split, and files as images that it takes."""
 
 import functools
+import os
 
 import jax
 import numpy as np
@@ -18,7 +19,7 @@ def read_images(files, config):
     is scaled to `dataset.image_size`.
 
     Args:
-      files: paths.
+      files: a path, or several.
       config: of the run.
 
     Returns:
@@ -31,13 +32,15 @@ def read_images(files, config):
     fraction = dataset.eval_crop if dataset.streaming else 1.0
     options = {"size": dataset.image_size, "channels": dataset.channels}
     images = []
-    for file in files:
+    for file in [files] if isinstance(files, (str, os.PathLike)) else files:
         try:
             data = local_path(file).read_bytes()
             images.append(center_crop(data, fraction=fraction, **options))
         except (OSError, CorruptImageError) as error:
             said = getattr(error, "strerror", None) or error
             raise UserError(f"{file} cannot be read as an image: {said}") from None
+    if not images:
+        raise UserError("no image files are given")
     return np.stack(images)
 
 
