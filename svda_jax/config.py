@@ -164,7 +164,7 @@ OPTIONS = {
     "augment.cutmix": Option(0.0, _NOT_NEGATIVE,
         "Alpha of cutmix, which swaps a box; 0: off. With both, each pair meets one."),
 }
-_KINDS = {int: "must be an integer", bool: "must be True or False",
+_KINDS = {int: "must be an integer of at most 15 digits", bool: "must be True or False",
           str: "must be text", float: "must be a number",
           tuple: "must be numbers in brackets, as in (8, 8) or (0.5,)"}
 # fmt: on
@@ -312,7 +312,7 @@ def _read(path):
         raise UserError(f"there is no config file {path}; there are {names}")
     try:
         if file.suffix == ".json":
-            return flatten(json.loads(file.read_text()))
+            return flatten(json.loads(file.read_text("utf-8-sig")))
         return flatten(runpy.run_path(str(file))["get_config"]())
     except Exception as error:  # whatever its code raises
         said = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -343,8 +343,12 @@ def _typed(key, value):
         value = float(value)
     value = tuple(value) if kind is tuple and isinstance(value, list) else value
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-    if right and kind is tuple:
-        right = all(isinstance(x, (int, float)) for x in value)
+    if right and kind in (int, tuple):
+        right = all(_is_number(x) for x in (value if kind is tuple else [value]))
     if not right:
         raise UserError(f"{key}={value!r} {_KINDS[kind]}")
     return str(local_path(value)) if value and key in _PATHS else value
+
+
+def _is_number(value):
+    return isinstance(value, float) or (type(value) is int and abs(value) < 10**15)

@@ -14,6 +14,7 @@ JAX_PROCESS_ID in the environment.
 import contextlib
 import os
 import pathlib
+import re
 import sys
 import textwrap
 
@@ -75,6 +76,7 @@ def main(argv, *, restart=False):
 def one_line(interrupted="interrupted"):
     """Ends a program in one line after a user's mistake, code 1, or Ctrl-C, code 130.
 
+    So is a lack of memory, on the host or on a device.
     Where nobody reads its output any more, as behind `head`, it ends without one.
 
     Args:
@@ -87,6 +89,14 @@ def one_line(interrupted="interrupted"):
         sys.exit(f"error: {' '.join(str(error).splitlines())}")
     except PermissionError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}")
+    except (MemoryError, RuntimeError) as error:
+        said = str(error).partition("\n")[0]
+        if not re.search("RESOURCE_EXHAUSTED|Unable to allocate", said):
+            raise
+        sys.exit(
+            f"error: memory does not suffice: {said}; smaller batches (batch_size, "
+            "accumulate_steps), images or models need less"
+        )
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)
@@ -109,7 +119,6 @@ def parse(argv):
       UserError: an argument, or the config file, is not what it should be.
     """
     path, overrides, argv = _take_config(argv)
-    config = load(path, overrides)
     try:
         values = _flags()
         rest = values(argv)
@@ -117,6 +126,9 @@ def parse(argv):
         raise UserError(str(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected {rest[1]}; an option looks like --config.seed=1")
+    if not path:
+        raise UserError("which config? For a start: --config=configs/digits.py")
+    config = load(path, overrides)
     name = f"{pathlib.Path(path).stem}-{config.model.attention}-{config.seed}"
     of_run = pathlib.Path(path).suffix == ".json"
     default = pathlib.Path(path).parent if of_run else pathlib.Path("runs", name)
@@ -160,8 +172,6 @@ def _take_config(argv):
             path = text
         else:
             overrides.append((key, text))
-    if not path:
-        raise UserError("which config? For a start: --config=configs/digits.py")
     return path, overrides, rest
 
 

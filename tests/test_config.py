@@ -229,6 +229,9 @@ def test_bad_value_names_key_rule_and_value(make_config, changes, message):
         ({"seed": 2.0}, "seed=2.0 must be an integer"),
         ({"seed": None}, "seed=None must be an integer"),
         ({"seed": True}, "seed=True must be an integer"),
+        ({"num_epochs": 10**15}, "num_epochs=10* must be an integer of at most 15 dig"),
+        ({"model.qk_dim": (10**15,)}, r"model.qk_dim=\(10*,\) must be numbers"),
+        ({"dataset.mean": (True,)}, r"dataset.mean=\(True,\) must be numbers"),
         ({"learning_rate": "1"}, "learning_rate='1' must be a number"),
         ({"learning_rate": True}, "learning_rate=True must be a number"),
         ({"learning_rate": 10**400}, "learning_rate=1000* must be a number"),
@@ -269,6 +272,12 @@ def test_the_defaults_keep_the_rules_and_lack_what_a_data_set_says():
     config = defaults()
     config.dataset.update(said, mean=(0.5,), std=(0.5,))
     validate(config, num_devices=1)
+
+
+def test_a_json_file_with_a_byte_order_mark(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(to_json(recipe("digits")), "utf-8-sig")
+    assert load(file) == check(recipe("digits"))
 
 
 def test_a_config_goes_through_json():

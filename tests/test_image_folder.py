@@ -167,6 +167,10 @@ def bad_words(folder):
     (folder / "Labels.json").write_text("[1]")
 
 
+def bad_word(folder):
+    (folder / "Labels.json").write_text('{"ant": 1}')
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -178,7 +182,8 @@ def bad_words(folder):
         (no_folders, "no folders of images, one for each class"),
         (no_images, "class a has no images in train"),
         (shutil.rmtree, "is not a folder"),
-        (bad_words, "Labels.json is no table of class names"),
+        (bad_words, "Labels.json is no table of class names: it has no name for"),
+        (bad_word, "Labels.json is no table of class names: it has no name for"),
     ],
 )
 def test_bad_folders_leave_nothing(folder, tmp_path, damage, message):
@@ -186,7 +191,7 @@ def test_bad_folders_leave_nothing(folder, tmp_path, damage, message):
     with pytest.raises(SystemExit, match=message) as exit_:
         run(folder, tmp_path)
     assert "\n" not in str(exit_.value)
-    assert not list(tmp_path.glob("tfds/insects/*"))
+    assert not list(tmp_path.glob("tfds/insects"))
 
 
 def test_what_is_not_taken_is_counted_and_named_or_refused(folder, tmp_path, capsys):
@@ -200,7 +205,7 @@ def test_what_is_not_taken_is_counted_and_named_or_refused(folder, tmp_path, cap
     shutil.copy(folder / "train/cat/cat_00.png", folder / "train/lone.png")
     with pytest.raises(SystemExit, match=r" is not taken: .*; mend or remove it"):
         run(folder, tmp_path, "--strict")
-    assert not list(tmp_path.glob("tfds/insects/*"))
+    assert not list(tmp_path.glob("tfds/insects"))
     builder = run(folder, tmp_path)
     assert builder.info.splits["train"].num_examples == 5
     out = capsys.readouterr().out

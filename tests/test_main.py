@@ -45,6 +45,11 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--config.model.width=wide"], "model.width=wide"),
         ([DIGITS, "--config.augment.flip=maybe"], "augment.flip=maybe"),
         ([DIGITS, "--workdri=x"], "Did you mean: workdir"),
+        (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
+        (
+            [DIGITS, "--config.dataset.image_size=4000000"],
+            "memory does not suffice: Una",
+        ),
         ([DIGITS, "softmax"], "unexpected softmax"),
         ([DIGITS, "--workdir=gs://b/x"], "gs://b/x: gs:// is not supported"),
         ([DIGITS, "--config.dataset.data_dir=hdfs://b"], "hdfs:// is not supported"),

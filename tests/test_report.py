@@ -104,11 +104,17 @@ def damage(workdir):
     path.write_bytes(path.read_bytes()[:100])
 
 
+def make_folder(workdir):
+    (workdir / "config.json").unlink()
+    (workdir / "config.json").mkdir()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (shutil.rmtree, "holds no run"),
         (lambda path: (path / "config.json").write_text("{"), "config.json is damaged"),
+        (make_folder, "config.json is damaged: .*Is a directory"),
         (lambda path: (path / "history.nc").unlink(), "has no evaluation yet"),
         (damage, "history.nc is damaged"),
     ],

@@ -108,6 +108,8 @@ def test_images_are_normalised_inside(make_model_config, images, randomize):
         (lambda x: x[:, :4], r"shape \[.*, 4, 6, 2\]; the model takes \[B, 6, 6, 2\]"),
         (lambda x: x[0], r"shape \[6, 6, 2\]; the model takes \[B, 6, 6, 2\]"),
         (lambda x: x[..., :1], r"6, 1\]; the model takes \[B, 6, 6, 2\]"),
+        (lambda x: x.tolist(), "images are a list; the model takes an array"),
+        (lambda x: None, "images are a NoneType; the model takes an array"),
     ],
 )
 def test_images_that_are_not_those_of_the_model_are_refused(

@@ -10,7 +10,7 @@ from svda_jax.models.indicators import INDICATORS
 from svda_jax.run.console import evaluation_line
 from svda_jax.run.events import SCALARS, EventWriter
 from svda_jax.run.history import VARIABLES, History
-from svda_jax.run.runs import read_history
+from svda_jax.run.runs import read_class_names, read_history, write_class_names
 from svda_jax.train.compiled import draw_pictures
 
 L, H, K = 2, 3, 5
@@ -78,6 +78,15 @@ def test_a_missing_and_a_damaged_history(tmp_path, make_values):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"history.nc is damaged"):
             read_history(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["3", "[1]", '{"a": "b"}', "[", "\xff"])
+def test_damaged_names_of_classes(tmp_path, damage):
+    write_class_names(tmp_path, ("a", "b"))
+    assert read_class_names(tmp_path) == ("a", "b")
+    (tmp_path / "classes.json").write_text(damage, "latin-1")
+    with pytest.raises(UserError, match=r"classes.json is damaged: "):
+        read_class_names(tmp_path)
 
 
 def test_history_on_a_full_disk_is_said_and_the_old_one_stays(

@@ -133,8 +133,12 @@ def prepare_builder(builder):
                 return False
             for left in folder.parent.glob("incomplete.*"):
                 shutil.rmtree(left, ignore_errors=True)
-            with contextlib.redirect_stdout(io.StringIO()):  # what it prints is no use
-                builder.download_and_prepare(file_format="array_record")
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # of no use
+                    builder.download_and_prepare(file_format="array_record")
+            finally:
+                with contextlib.suppress(OSError):  # it stays where it is not empty
+                    folder.parent.rmdir()
     except OSError as error:
         raise UserError(
             f"cannot write {folder}: {error.strerror or error}; dataset.data_dir (or "

@@ -243,10 +243,16 @@ def _name_classes(source, classes):
         return classes
     try:
         words = json.loads(path.read_text("utf-8-sig"))
+        if not isinstance(words, dict) or not all(map(_is_text, words.values())):
+            raise ValueError("it has no name for each folder, {folder: name}")
         names = [words.get(name, name).split(",")[0].strip() for name in classes]
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is no table of class names: {error}") from None
     return names if len(set(names)) == len(names) else classes
+
+
+def _is_text(value):
+    return isinstance(value, str)
 
 
 def _keep(data):

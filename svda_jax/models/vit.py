@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from svda_jax import UserError
@@ -251,8 +252,8 @@ class ViT(nnx.Module):
           logits `[B, C]` float32, and a tuple of L `Trace`s.
 
         Raises:
-          UserError: images have another shape, or, where that can be seen (outside of
-            jit), values of another range, from 0 to 1 or below 0.
+          UserError: images are no array, have another shape, or, where that can be seen
+            (outside of jit), values of another range, from 0 to 1 or below 0.
         """
         config = self.config
         _check_images(images, config)
@@ -291,6 +292,10 @@ class ViT(nnx.Module):
 
 def _check_images(images, config):
     size, channels = config.image_size, config.channels
+    if not isinstance(images, (jax.Array, np.ndarray)):
+        raise UserError(
+            f"images are a {type(images).__name__}; the model takes an array"
+        )
     if images.shape[1:] != (size, size, channels):
         raise UserError(
             f"images have shape {list(images.shape)}; the model takes [B, {size}, "

@@ -1,6 +1,6 @@
 """Checkpoints of the training state, by Orbax, each leaf with its checksum.
 
-    python -m svda_jax verify WORKDIR
+    python -m svda_jax verify --workdir RUN
 
 lists the checkpoints of a run, says which are damaged and where it would go on.
 """
@@ -319,7 +319,7 @@ def main(argv=None):
         prog="python -m svda_jax verify",
         description="Checks the checkpoints of a run.",
     )
-    parser.add_argument("workdir", help="the run's folder")
+    parser.add_argument("--workdir", required=True, help="the run's folder")
     args = parser.parse_args(argv)
     quiet_orbax()
     path = local_path(args.workdir) / "checkpoints"

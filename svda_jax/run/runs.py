@@ -194,7 +194,7 @@ def load_config(workdir):
         raise UserError(f"{workdir} holds no run (no {path.name})")
     try:
         return from_json(path.read_text())
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
@@ -268,10 +268,15 @@ def write_class_names(workdir, names):
 def read_class_names(workdir):
     """What each label stands for, or () where the run did not keep it."""
     path = pathlib.Path(workdir, "classes.json")
+    if not path.exists():
+        return ()
     try:
-        return tuple(json.loads(path.read_text())) if path.exists() else ()
-    except ValueError as error:
+        names = json.loads(path.read_text())
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+            raise ValueError("it is no list of names")
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
+    return tuple(names)
 
 
 @contextlib.contextmanager
