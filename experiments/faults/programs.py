@@ -189,9 +189,13 @@ def stop(program, workdir, number, seed=0):
 
 
 def fill_disk(program, workdir):
-    """Lets no file of a run grow from its second evaluation on; its last line."""
+    """Lets no file of a run grow once it has a checkpoint; its last line."""
     process = program.start(workdir)
-    read_until(process, "epoch    2.0")
+    read_until(process, "epoch")
+    path = runs.checkpoints_path(workdir)
+    while not any(file.name.isdigit() for file in path.glob("*")):
+        assert process.poll() is None
+        time.sleep(0.01)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, 1000))
     out = finish(process, code=1)
     assert "Traceback" not in out, out
