@@ -52,22 +52,13 @@ class InMemory:
     """
 
     def __init__(self, examples, *, batch_size, mesh):
-        whole, split = parallel.replicated(mesh), parallel.split(mesh)
         images, labels, self.class_names, self.skipped = examples
         self.num_images = len(labels)
         self.batch_size = batch_size
         self._data = parallel.replicate({"image": images, "label": labels}, mesh)
         self._mesh = mesh
-        self._order = jax.jit(
-            functools.partial(_two_epochs, num_images=self.num_images),
-            out_shardings=whole,
-        )
-        self._take_train = jax.jit(
-            functools.partial(_take_train, batch_size=batch_size),
-            out_shardings=(split, whole),
-        )
-        self._take_eval = jax.jit(
-            functools.partial(_take_eval, batch_size=batch_size), out_shardings=split
+        self._order, self._take_train, self._take_eval = _compile(
+            self.num_images, batch_size, mesh
         )
 
     def train_batches(self, key, first_step):
@@ -143,6 +134,24 @@ def decode_split(split, config):
     if skipped:
         images, labels = (np.delete(x, list(skipped), axis=0) for x in (images, labels))
     return Examples(images, labels, split.class_names, skipped)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(num_images, batch_size, mesh):
+    """The functions below, each of its sizes, placed on the mesh."""
+    whole, split = parallel.replicated(mesh), parallel.split(mesh)
+    return (
+        jax.jit(
+            functools.partial(_two_epochs, num_images=num_images), out_shardings=whole
+        ),
+        jax.jit(
+            functools.partial(_take_train, batch_size=batch_size),
+            out_shardings=(split, whole),
+        ),
+        jax.jit(
+            functools.partial(_take_eval, batch_size=batch_size), out_shardings=split
+        ),
+    )
 
 
 def _two_epochs(key, epoch, *, num_images):

@@ -3,6 +3,8 @@
 Axes: B images, N tokens, H heads, L layers, g patches along a side.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,6 +12,7 @@ from flax import nnx
 from svda_jax.models.attention import attention_weights
 
 
+@functools.partial(jax.jit, static_argnames="graphdef")
 def look(params, images, *, graphdef):
     """What a model says of images and where it looks.
 

@@ -7,7 +7,6 @@ read off the run's history or computed by its model here.
 import argparse
 import base64
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -179,9 +178,7 @@ def _look_at_images(workdir, config):
     shown = range(min(NUM_PICTURED, len(labels)))
     images, _ = data.get(places[: len(shown)])
     graphdef, params = nnx.split(run.model, nnx.Param)
-    _, maps, rollout = jax.device_get(
-        jax.jit(functools.partial(look, graphdef=graphdef))(params, images)
-    )
+    _, maps, rollout = jax.device_get(look(params, images, graphdef=graphdef))
     titles = [title(i) for i in shown]
     # Worst first: the least probability given to the true class.
     given = probabilities[np.arange(len(labels)), labels]

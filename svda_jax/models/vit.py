@@ -4,6 +4,7 @@ Axes: B images, N tokens, H heads, D width, C classes, P patch side.
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -105,8 +106,19 @@ class ViTConfig:
 
 def create_graphdef(config, ops=PLAIN):
     """The static part of a `ViT`: `nnx.merge(graphdef, params)` is the model."""
+    return _abstract(config, ops)[0]
+
+
+def abstract_params(config):
+    """Shapes and dtypes of a `ViT`'s parameters, as nested dicts."""
+    return jax.tree.map(lambda leaf: leaf, _abstract(config, PLAIN)[1])  # a copy
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(config, ops):
     model = nnx.eval_shape(lambda: ViT(config, ops=ops, rngs=nnx.Rngs(0)))
-    return nnx.split(model, nnx.Param)[0]
+    graphdef, params = nnx.split(model, nnx.Param)
+    return graphdef, nnx.to_pure_dict(params)
 
 
 def count_macs(config):

@@ -31,7 +31,7 @@ from svda_jax.config import (
 )
 from svda_jax.devices import parallel
 from svda_jax.models.attention import SPECTRUM_STARTS
-from svda_jax.models.vit import ViT, create_graphdef
+from svda_jax.models.vit import ViT, abstract_params, create_graphdef
 from svda_jax.run.checkpoints import Checkpoints
 
 # What a run may go on with another value of: its length, where data lies, how it is
@@ -115,7 +115,7 @@ def _load_model(workdir):
         device = jax.sharding.SingleDeviceSharding(
             parallel.find_devices(jax.local_devices)[0]
         )
-        params = _abstract_params(model_config)
+        params = abstract_params(model_config)
         name = "ema" if config.ema_decay else "params"
         step, restored = checkpoints.restore_newest(
             {name: params}, device, set_aside=False
@@ -150,7 +150,7 @@ def load_start(config, model_config, workdir):
     except UserError as error:
         raise UserError(f"init_from={config.init_from}: {error}") from None
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    found, expected = map(_shapes, (params, _abstract_params(model_config)))
+    found, expected = map(_shapes, (params, abstract_params(model_config)))
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             raise UserError(
@@ -165,15 +165,6 @@ def load_start(config, model_config, workdir):
         for block in params["blocks"].values():
             block["attention"]["relative_sigma"] *= ratio
     return params
-
-
-def _abstract_params(model_config):
-    """Shapes and dtypes of a model's parameters, as nested dicts."""
-    return jax.eval_shape(
-        lambda: nnx.to_pure_dict(
-            nnx.state(ViT(model_config, rngs=nnx.Rngs(0)), nnx.Param)
-        )
-    )
 
 
 def _shapes(params):

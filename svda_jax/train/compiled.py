@@ -1,10 +1,14 @@
-"""What a run compiles: its first state, its step, its evaluation, its pictures."""
+"""What a run compiles: its first state, its step, its evaluation, its pictures.
+
+A process that trains a model twice, with another seed or other data, compiles it once.
+"""
 
 import functools
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from svda_jax.config import validate
 from svda_jax.data.augment import create_augment
@@ -21,6 +25,20 @@ from svda_jax.train.steps import (
     eval_step,
     measure_parameters,
     train_step,
+)
+
+# The options that a training step is compiled for, beside the model's.
+_COMPILED = (
+    "accumulate_steps",
+    "augment",
+    "clip_norm",
+    "ema_decay",
+    "label_smoothing",
+    "learning_rate",
+    "orthonormality_weight",
+    "spectrum_lr_scale",
+    "warmup_fraction",
+    "weight_decay",
 )
 
 # Images of the evaluation split, its first, that attention maps are drawn over.
@@ -44,10 +62,15 @@ def create_keys(seed, sharding):
       seed: of the run.
       sharding: of the keys.
     """
+    return _compile_keys(sharding)(np.uint32(seed))
+
+
+@functools.cache
+def _compile_keys(sharding):
     return jax.jit(
         lambda seed: Keys(*jax.random.split(jax.random.key(seed), 4)),
         out_shardings=sharding,
-    )(np.uint32(seed))
+    )
 
 
 def create_training(config, model_config, *, num_steps, mesh):
@@ -63,6 +86,12 @@ def create_training(config, model_config, *, num_steps, mesh):
       A compiled function from a PRNG key to a `TrainState`, and the compiled
       `train_step`, from state, batch and PRNG key.
     """
+    options = FrozenConfigDict({name: config[name] for name in _COMPILED})
+    return _compile_training(options, model_config, num_steps, mesh)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile_training(config, model_config, num_steps, mesh):
     schedule = create_schedule(
         config.learning_rate,
         num_steps=num_steps,
@@ -132,10 +161,8 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
     Returns:
       A function from parameters to a dict of what an evaluation measures.
     """
-    step = functools.partial(eval_step, graphdef=graphdef, noise_scale=noise_scale)
-    step = parallel.pmap(step, mesh, split_argnums=(1,))
+    step = _compile_evaluation(graphdef, mesh, noise_scale)
     merge = jax.jit(EvalMetrics.merge)
-    measure = jax.jit(functools.partial(measure_parameters, graphdef=graphdef))
 
     def evaluate(params):
         metrics = None
@@ -144,7 +171,8 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
             metrics = merge(metrics, update) if metrics else update
             if i % MAX_IN_FLIGHT == 0:
                 jax.block_until_ready(metrics)
-        measured, averages = jax.device_get((measure(params), metrics.compute()))
+        measured = measure_parameters(params, graphdef=graphdef)
+        measured, averages = jax.device_get((measured, metrics.compute()))
         images = dict(zip(of_images(), averages["indicators"], strict=True))
         indicators = measured["indicators"] | images
         return {
@@ -155,6 +183,12 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
         }
 
     return evaluate
+
+
+@functools.lru_cache(maxsize=8)
+def _compile_evaluation(graphdef, mesh, noise_scale):
+    step = functools.partial(eval_step, graphdef=graphdef, noise_scale=noise_scale)
+    return parallel.pmap(step, mesh, split_argnums=(1,))
 
 
 def create_pictures(data, graphdef):
@@ -170,10 +204,9 @@ def create_pictures(data, graphdef):
     """
     images, labels = data.get(range(min(NUM_PICTURED, data.num_images)))
     truth = [data.class_names[label] for label in labels]
-    look_ = jax.jit(functools.partial(look, graphdef=graphdef))
 
     def draw(params, values):
-        probabilities, maps, _ = jax.device_get(look_(params, images))
+        probabilities, maps, _ = jax.device_get(look(params, images, graphdef=graphdef))
         titles = [
             f"true: {name}\npredicted: {data.class_names[row.argmax()]}"
             for name, row in zip(truth, probabilities, strict=True)
