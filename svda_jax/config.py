@@ -92,8 +92,7 @@ OPTIONS = {
     "checkpoint.every_epochs": Option(1, _NOT_NEGATIVE,
         "Epochs between checkpoints; 0: never. One also comes at the end and a stop."),
     "checkpoint.every_steps": Option(0, _NOT_NEGATIVE, "Steps between them; 0: never."),
-    "checkpoint.every_minutes": Option(0.0, _NOT_NEGATIVE,
-        "Minutes likewise; 0: never."),
+    "checkpoint.every_minutes": Option(0.0, _NOT_NEGATIVE, "Minutes; 0: never."),
     "checkpoint.keep_last": Option(2, _POSITIVE, "Newest checkpoints that are kept."),
     "checkpoint.keep_every_steps": Option(0, _NOT_NEGATIVE,
         "Steps of which checkpoints at a multiple are kept too, 0 is none."),
@@ -115,8 +114,7 @@ OPTIONS = {
         "Dropout rate on the embeddings and on what each residual branch adds."),
     "model.drop_path": Option(0.0, _BELOW_1,
         "Rate at which an image skips the last block; it grows from 0 at the first."),
-    "model.dtype": Option("float32", _one_of("float32", "bfloat16"),
-        'Type of the activations: "float32" or "bfloat16".'),
+    "model.dtype": Option("float32", _one_of("float32", "bfloat16"), "Activations."),
     "dataset.name": Option(str, None, "Name of the data set, as TFDS knows it."),
     "dataset.data_dir": Option("", None,
         'Folder where TFDS keeps data sets; "" is its default, ~/tensorflow_datasets.'),
@@ -153,8 +151,7 @@ OPTIONS = {
         "Probability of an affine map of at most 10 degrees, slant 0.2 and zoom 10 %."),
     "augment.crop_padding": Option(0, _NOT_NEGATIVE,
         "Pixels an image is shifted by at most, each way; 0 is off."),
-    "augment.flip": Option(False, None,
-        "Whether images are mirrored left to right, half of the time."),
+    "augment.flip": Option(False, None, "Whether half of all images are mirrored."),
     "augment.rand_augment": Option(0, _NOT_NEGATIVE, "Operations of RandAugment."),
     "augment.magnitude": Option(9.0, ("must be from 0 to 10", lambda v: 0 <= v <= 10),
         "Magnitude of RandAugment's operations, from 0 to 10."),
@@ -344,11 +341,10 @@ def _typed(key, value):
     value = tuple(value) if kind is tuple and isinstance(value, list) else value
     right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if right and kind in (int, tuple):
-        right = all(_is_number(x) for x in (value if kind is tuple else [value]))
+        right = all(
+            isinstance(x, float) or (type(x) is int and abs(x) < 10**15)
+            for x in (value if kind is tuple else [value])
+        )
     if not right:
         raise UserError(f"{key}={value!r} {_KINDS[kind]}")
     return str(local_path(value)) if value and key in _PATHS else value
-
-
-def _is_number(value):
-    return isinstance(value, float) or (type(value) is int and abs(value) < 10**15)

@@ -181,21 +181,21 @@ def test_fuzz(two, tmp_path, capfd, first, count):
 
 def test_verify_lists_and_names_what_a_run_goes_on_from(two, capsys):
     path, _ = two
-    checkpoint.main([str(path.parent)])
+    checkpoint.main(["--workdir", str(path.parent)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["8", "7"]
     assert all(line.endswith("MB  good") for line in lines[:2])
     assert lines[2] == "a run would go on from step 8"
     (path / "8/manifest/metadata").unlink()
-    checkpoint.main([str(path.parent)])
+    checkpoint.main(["--workdir", str(path.parent)])
     lines = capsys.readouterr().out.splitlines()
     assert "MB  damaged: " in lines[0]
     assert lines[2] == "a run would go on from step 7"
     (path / "7/manifest/metadata").unlink()
     with pytest.raises(SystemExit, match="no good checkpoint; a run would stop here"):
-        checkpoint.main([str(path.parent)])
+        checkpoint.main(["--workdir", str(path.parent)])
     with pytest.raises(SystemExit, match="nowhere has no checkpoints"):
-        checkpoint.main(["nowhere"])
+        checkpoint.main(["--workdir", "nowhere"])
 
 
 MESSAGE = r"cannot write a checkpoint to .*; what was saved before stays, up to step 2"
