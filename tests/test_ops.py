@@ -1,5 +1,6 @@
 """The operations on every machine, in values and gradients; which one each gets."""
 
+import functools
 import itertools
 import types
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
+from jax.experimental import pallas as pl
 
 from svda_jax.models import ops as O
 from svda_jax.models.layers import LayerNorm, Linear
@@ -32,7 +34,7 @@ OPS = {
 
 @pytest.fixture(params=OPS)
 def ops(request, monkeypatch):
-    """Those of a machine; XLA does what cuDNN's kernel would."""
+    """Those of a machine; XLA does what kernels of others would."""
     attend = jax.nn.dot_product_attention
 
     def kernel(*args, implementation, **options):
@@ -41,6 +43,8 @@ def ops(request, monkeypatch):
         return attend(*args, **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    interpreted = functools.partial(pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pl, "pallas_call", interpreted)
     return OPS[request.param]
 
 
@@ -90,7 +94,10 @@ def test_values_and_gradients_equal_float64_loops(rng, ops, name, dtype, toleran
     exact = [np.float64(np.float32(array)) for array in arrays]
     expected = function(*exact)
     direction = jnp.asarray(rng.normal(size=expected.shape), dtype)
-    out, vjp = jax.vjp(getattr(ops, name.split(",")[0]), *arrays)
+    quick = getattr(ops, name.split(",")[0])
+    if name.startswith("attend"):
+        quick = functools.partial(quick, unit=False)
+    out, vjp = jax.vjp(quick, *arrays)
     assert out.dtype == dtype
     assert_close(out, expected, tolerance)
     wanted = slopes(function, exact, np.float64(np.float32(direction)))
@@ -260,7 +267,7 @@ def test_attend_equals_the_equation(rng, ops, shape, dtype, tolerance):
     operands = [jnp.asarray(x, dtype) for x in (query, key, value)]
     operands.append(jnp.asarray(rng.normal(size=(h, k)), jnp.float32))
     direction = jnp.asarray(direction, dtype)
-    out, vjp = jax.vjp(ops.attend, *operands)
+    out, vjp = jax.vjp(functools.partial(ops.attend, unit=False), *operands)
     expected, expected_vjp = jax.vjp(attend_equation, *operands)
     results = zip(
         [out, *vjp(direction)],
@@ -277,7 +284,8 @@ def test_attend_equals_the_equation(rng, ops, shape, dtype, tolerance):
 def test_scores_of_any_size_stay_finite(rng, ops, shift):
     query = np.float32(rng.normal(size=(1, 4, 1, 2)))
     key = np.float32(shift + rng.normal(size=(1, 4, 1, 2)))
-    out, vjp = jax.vjp(ops.attend, query, key, query, jnp.ones((1, 2)))
+    attend = functools.partial(ops.attend, unit=False)
+    out, vjp = jax.vjp(attend, query, key, query, jnp.ones((1, 2)))
     for array in (out, *vjp(jnp.ones_like(out))):
         assert np.isfinite(array).all()
 
@@ -325,7 +333,7 @@ def test_where_the_fused_kernel_is_used(monkeypatch, dtype, directions, expected
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     query, key, value = (jnp.zeros((1, 3, 2, k), dtype) for k in directions)
-    gpu.attend(query, key, value, jnp.ones((2, directions[0])))
+    gpu.attend(query, key, value, jnp.ones((2, directions[0])), unit=False)
     assert bool(calls) == expected
 
 
@@ -346,8 +354,7 @@ def test_plain_differentiates_forwards_and_twice(rng):
     sigma = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32)
 
     def function(query, key, value):
-        unit = O.PLAIN.normalize(query), O.PLAIN.normalize(key)
-        out = O.PLAIN.attend(*unit, value, sigma)
+        out = O.PLAIN.attend(query, key, value, sigma, unit=True)
         return jnp.sum(jnp.square(O.PLAIN.layer_norm(out, sigma[0], sigma[1])))
 
     for at, other in itertools.product(range(3), repeat=2):
@@ -381,7 +388,8 @@ def test_the_kernel_of_a_gpu_equals_the_equations(rng):
         sigma = jnp.asarray(rng.normal(size=shape[2:]), jnp.float32)
         direction = jnp.asarray(rng.normal(size=shape), jnp.bfloat16)
         results = []
-        for attend in (O.choose(gpus()[0]).attend, O.PLAIN.attend):
+        for ops in (O.choose(gpus()[0]), O.PLAIN):
+            attend = functools.partial(ops.attend, unit=True)
             out, vjp = jax.jit(lambda *a, f=attend: jax.vjp(f, *a))(*arrays, sigma)
             results.append((out, *jax.jit(vjp)(direction)))
         assert O.choose(gpus()[0]).attend is gpu.attend

@@ -64,7 +64,9 @@ def attention_weights(query, key, sigma=None, *, scale=None, ops=PLAIN):
     Source: arXiv 2602.10994; Vaswani et al. 2017, Eq. 1.
     """
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    query, key, diagonal = _score_operands(query, key, sigma, scale, ops)
+    diagonal = _diagonal(query, sigma, scale)
+    if sigma is not None:
+        query, key = ops.normalize(query), ops.normalize(key)
     scores = jnp.einsum("bihk,bjhk->bhij", query * diagonal, key)
     return jax.nn.softmax(scores)
 
@@ -84,18 +86,18 @@ def attention(query, key, value, sigma=None, *, scale=None, ops=PLAIN):
       `[B, N, H, V]` of the dtype of value. Norms and softmax are float32 whatever the
       dtype of the arguments.
     """
-    query, key, diagonal = _score_operands(query, key, sigma, scale, ops)
-    return ops.attend(query, key, value, diagonal)
+    diagonal = _diagonal(query, sigma, scale)
+    return ops.attend(query, key, value, diagonal, unit=sigma is not None)
 
 
-def _score_operands(query, key, sigma, scale, ops):
-    """Query, key and `[H, K]` float32 diagonal whose `q diagonal k^T` is the score."""
+def _diagonal(query, sigma, scale):
+    """`[H, K]` float32, what the score multiplies each direction by."""
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if sigma is None:
-        return query, key, jnp.full(query.shape[-2:], scale)
+        return jnp.full(query.shape[-2:], scale)
     if sigma.shape != query.shape[-2:]:
         raise ValueError(f"sigma has shape {sigma.shape}, not {query.shape[-2:]}")
-    return ops.normalize(query), ops.normalize(key), sigma * scale
+    return sigma * scale
 
 
 def orthonormality_penalty(kernel):

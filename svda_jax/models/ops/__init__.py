@@ -17,7 +17,7 @@ class Ops(NamedTuple):
       linear: (x, kernel, bias) -> x W + b.
       layer_norm: (x, scale, bias) -> layer normalisation over the last axis.
       normalize: x -> x of unit length.
-      attend: (query, key, value, sigma) -> attention.
+      attend: (query, key, value, sigma, unit) -> attention.
       draw: (keys, size) -> the random numbers of dropout.
     """
 

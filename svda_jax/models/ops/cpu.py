@@ -85,8 +85,7 @@ def _normalize_backward(saved, grad):
 normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
-@jax.custom_vjp
-def attend(query, key, value, sigma):
+def attend(query, key, value, sigma, *, unit):
     """`plain.attend`, its gradient written out.
 
     The weights are divided by their sum after they have been applied to the values,
@@ -94,6 +93,13 @@ def attend(query, key, value, sigma):
     and key the gradient reads the directions alone, not their product with sigma.
     Against autodiff a step of width 64 takes a tenth less.
     """
+    if unit:
+        query, key = normalize(query), normalize(key)
+    return _attend(query, key, value, sigma)
+
+
+@jax.custom_vjp
+def _attend(query, key, value, sigma):
     return _attend_forward(query, key, value, sigma)[0]
 
 
@@ -132,7 +138,7 @@ def _attend_backward(saved, grad):
     )
 
 
-attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -15,7 +15,7 @@ def has_kernel(device):
     return major.isdigit() and minor.isdigit() and int(major) >= 8
 
 
-def attend(query, key, value, sigma):
+def attend(query, key, value, sigma, *, unit):
     """`plain.attend`; scores and softmax stay in the kernel, in float32.
 
     The gradient's kernel takes even numbers of tokens alone: an odd one gets a token
@@ -28,7 +28,9 @@ def attend(query, key, value, sigma):
         and query.shape[-1] <= 128
     )
     if not fits:
-        return plain.attend(query, key, value, sigma)
+        return plain.attend(query, key, value, sigma, unit=unit)
+    if unit:
+        query, key = normalize(query), normalize(key)
     batch, num_tokens = query.shape[:2]
     query, lengths = (query * sigma).astype(query.dtype), None
     if num_tokens % 2:

@@ -85,7 +85,7 @@ def _normalize_jvp(primals, tangents):
     return x_hat, change.astype(x_hat.dtype)
 
 
-def attend(query, key, value, sigma):
+def attend(query, key, value, sigma, *, unit):
     """softmax(q diag(sigma) k^T) v over tokens, without a divisor in the score.
 
     Args:
@@ -93,10 +93,13 @@ def attend(query, key, value, sigma):
       key: `[B, N, H, K]`.
       value: `[B, N, H, V]`.
       sigma: `[H, K]` float32.
+      unit: whether queries and keys are first brought to unit length, see `normalize`.
 
     Returns:
       `[B, N, H, V]` of the dtype of value.
     """
+    if unit:
+        query, key = normalize(query), normalize(key)
     query = (query * sigma).astype(query.dtype)
     scores = jnp.einsum("bihk,bjhk->bhij", query, key).astype(jnp.float32)
     weights = jax.nn.softmax(scores).astype(value.dtype)
