@@ -114,7 +114,7 @@ OPTIONS = {
         "Dropout rate on the embeddings and on what each residual branch adds."),
     "model.drop_path": Option(0.0, _BELOW_1,
         "Rate at which an image skips the last block; it grows from 0 at the first."),
-    "model.dtype": Option("float32", _one_of("float32", "bfloat16"), "Activations."),
+    "model.dtype": Option("float32", _one_of("float32", "bfloat16"), "Of activations."),
     "dataset.name": Option(str, None, "Name of the data set, as TFDS knows it."),
     "dataset.data_dir": Option("", None,
         'Folder where TFDS keeps data sets; "" is its default, ~/tensorflow_datasets.'),
