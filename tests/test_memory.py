@@ -80,11 +80,11 @@ def multiply(x):
     return jax.lax.fori_loop(0, 3, lambda i, y: x * y + i, jnp.ones(2**26)).sum()
 
 compute, x, faults = jax.jit(multiply), jnp.ones(()), []
-for _ in range(8):
+for _ in range(24):
     before = count_faults()
     jax.block_until_ready(compute(x))
     faults.append(count_faults() - before)
-print(statistics.median(faults))
+print(statistics.median(faults[8:]))  # the heap has come to its size
 """
     without = program.replace("\nkeep_memory()", "")
     small_pages = "glibc.malloc.hugetlb=0"  # so that each counts

@@ -162,9 +162,7 @@ class PatchEmbed(nnx.Module):
         batch, height, width, channels = images.shape
         p = self.patch_size
         grid = (height // p, width // p)
-        x = images.reshape(
-            batch, grid[0], p, grid[1], p, channels
-        )  # [B, h, P, w, P, c]
+        x = images.reshape(batch, grid[0], p, grid[1], p, channels)
         x = x.swapaxes(2, 3)  # [B, h, w, P, P, c]
         x = x.reshape(batch, grid[0] * grid[1], p * p * channels)  # [B, h w, P P c]
         return self.projection(x)
@@ -243,13 +241,8 @@ class ViT(nnx.Module):
             for layer in range(config.depth)
         )
         self.norm = LayerNorm(config.width, ops=ops, rngs=rngs)
-        self.head = Linear(
-            config.width,
-            config.num_classes,
-            kernel_init=nnx.initializers.zeros,
-            ops=ops,
-            rngs=rngs,
-        )
+        options = {"kernel_init": nnx.initializers.zeros, "ops": ops, "rngs": rngs}
+        self.head = Linear(config.width, config.num_classes, **options)
 
     def __call__(self, images, *, dropout_keys=None):
         """Classifies images as they are stored: normalisation is the model's.

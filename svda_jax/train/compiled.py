@@ -161,7 +161,7 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
     Returns:
       A function from parameters to a dict of what an evaluation measures.
     """
-    step = _compile_evaluation(graphdef, mesh, noise_scale)
+    step, measure = _compile_evaluation(graphdef, mesh, noise_scale, tuple(INDICATORS))
     merge = jax.jit(EvalMetrics.merge)
 
     def evaluate(params):
@@ -171,7 +171,7 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
             metrics = merge(metrics, update) if metrics else update
             if i % MAX_IN_FLIGHT == 0:
                 jax.block_until_ready(metrics)
-        measured = measure_parameters(params, graphdef=graphdef)
+        measured = measure(params)
         measured, averages = jax.device_get((measured, metrics.compute()))
         images = dict(zip(of_images(), averages["indicators"], strict=True))
         indicators = measured["indicators"] | images
@@ -186,9 +186,12 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
 
 
 @functools.lru_cache(maxsize=8)
-def _compile_evaluation(graphdef, mesh, noise_scale):
+def _compile_evaluation(graphdef, mesh, noise_scale, indicators):
+    """`eval_step` and `measure_parameters`, of the indicators that the table has."""
+    del indicators  # both read the table; another one is another program
     step = functools.partial(eval_step, graphdef=graphdef, noise_scale=noise_scale)
-    return parallel.pmap(step, mesh, split_argnums=(1,))
+    measure = functools.partial(measure_parameters, graphdef=graphdef)
+    return parallel.pmap(step, mesh, split_argnums=(1,)), jax.jit(measure)
 
 
 def create_pictures(data, graphdef):

@@ -6,7 +6,6 @@ per-head width.
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -260,7 +259,6 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
     return jax.lax.psum(metrics, AXIS)
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
 def measure_parameters(params, *, graphdef):
     """What is read off the parameters alone, once an evaluation.
 
