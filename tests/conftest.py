@@ -1,14 +1,11 @@
 """Eight CPU devices for every test, small models, a small TFDS folder."""
 
-import atexit
 import contextlib
 import io
 import os
 import pathlib
 import resource
-import shutil
 import signal
-import tempfile
 
 # Before JAX starts. Unoptimised code takes two fifths off the suite, which mostly
 # compiles small programs; the tests that start whole programs run them as users do.
@@ -18,12 +15,8 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["PJRT_NPROC"] = "32"
-# What one test compiled for half a second, others read; the first process makes the
-# folder, and removes it at its end.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"])
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# What one test or one run of the suite compiled, the next reads.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
@@ -47,6 +40,12 @@ LONGEST = (
     "test_notebook",
     "test_main",
 )
+
+
+def pytest_configure(config):
+    path = str(config.cache.mkdir("jax"))
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = path  # of programs that tests start
+    jax.config.update("jax_compilation_cache_dir", path)
 
 
 def pytest_collection_modifyitems(items):

@@ -4,8 +4,6 @@ import functools
 import json
 import re
 import shutil
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -13,14 +11,15 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from experiments.faults.programs import ROOT, Program
 from experiments.paper import __main__ as reproduce
 from experiments.paper import comparison, prune, spectrum
+from experiments.paper import figures as paper_figures
 from svda_jax.devices.timing import spread
 from svda_jax.prune.model import choose
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 from svda_jax.run.runs import read_history
+from svda_jax.run.session import Session
 
 FIGURES = (
     "figure_1_accuracy",
@@ -142,7 +141,13 @@ def test_comparison_from_command_to_table(
 
 @pytest.fixture
 def quick_results(monkeypatch):
-    """No report, and no times of steps: the first test has them."""
+    """No report, empty figures, no times of steps: the first test has them."""
+
+    def save(figure, path):
+        for ending in (".svg", ".png"):
+            path.with_suffix(ending).touch()
+
+    monkeypatch.setattr(paper_figures, "save", save)
     monkeypatch.setattr(reproduce, "write_report", lambda *args, **options: None)
     monkeypatch.setattr(reproduce, "measure_overhead", lambda *args: spread([1.0]))
 
@@ -163,24 +168,31 @@ def test_data_sets_share_figures_and_finished_runs_stay(
     run(*argv, *arguments("--seeds=1"))
 
 
-def test_killed_comparison_goes_on_to_the_same_end(tmp_path, arguments):
-    argv = ["--config=configs/digits.py", *arguments("--seeds=1", num_epochs=30)]
-    command = [sys.executable, "-m", "experiments.paper", *argv]
-    options = {"cwd": ROOT, "env": Program(tmp_path).environment, "text": True}
-    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    program = subprocess.Popen(command, **options)
-    seen = 0
-    for line in program.stdout:
-        seen += line.startswith("epoch")
-        if seen == 33:  # early in the second run
-            break
-    program.kill()
-    program.communicate()
-    assert seen == 33
+def test_killed_comparison_goes_on_to_the_same_end(
+    tmp_path, arguments, two_devices, quick_results, monkeypatch, capsys
+):
+    """It ends in the second run at once, which is all that a killed one can do."""
+
+    class Killed(BaseException):
+        pass
+
+    def record(session, step, *args):
+        if session.workdir.name == "digits-svda-0" and step == 13:
+            raise Killed
+        return kept(session, step, *args)
+
+    argv = ["--config=configs/digits.py", *arguments("--seeds=1", num_epochs=6)]
+    kept = Session.record
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "record", record)
+        with pytest.raises(Killed):
+            run(*argv)
     assert not (tmp_path / "out").exists()
-    resumed = subprocess.run(command, check=True, **options).stdout
-    assert "resuming at step" in resumed
-    assert resumed.count("  loss ") < 30
+    capsys.readouterr()
+    run(*argv)
+    resumed = capsys.readouterr().out
+    assert resumed.count("resuming at step 10") == 1
+    assert resumed.count("  loss ") == 3  # of the last epochs of the second run
     page = (tmp_path / "out" / "digits" / "README.md").read_text()
     for attention, accuracy in zip(
         ("softmax", "svda"), cells(page, "accuracy (%)"), strict=False
@@ -189,7 +201,7 @@ def test_killed_comparison_goes_on_to_the_same_end(tmp_path, arguments):
             tmp_path / "out" / "digits" / f"digits-{attention}-0.nc", engine="scipy"
         )
         # Every epoch once; one is 100 / 32 steps.
-        ends = np.ceil(np.arange(1, 31) * 100 / 32)
+        ends = np.ceil(np.arange(1, 7) * 100 / 32)
         np.testing.assert_array_equal(history["step"], ends)
         assert float(accuracy[0]) == pytest.approx(
             100 * float(history["eval_accuracy"][-1]), abs=1e-3
