@@ -1,6 +1,7 @@
 """Eight CPU devices for every test, small models, a small TFDS folder."""
 
 import contextlib
+import functools
 import io
 import os
 import pathlib
@@ -22,6 +23,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import jax
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
+from machines import OPS
 from ml_collections import config_dict
 from PIL import Image
 from selenium import webdriver
@@ -126,6 +129,22 @@ def browser(tmp_path):
     browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
     yield browser
     browser.quit()
+
+
+@pytest.fixture(params=OPS)
+def ops(request, monkeypatch):
+    """The operations of a machine; XLA does what kernels of others would."""
+    attend = jax.nn.dot_product_attention
+
+    def kernel(*args, implementation, **options):
+        assert implementation == "cudnn"
+        assert args[0].shape[1] % 2 == 0  # its gradient raises for an odd number
+        return attend(*args, **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    interpreted = functools.partial(pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pl, "pallas_call", interpreted)
+    return OPS[request.param]
 
 
 @pytest.fixture(scope="session")

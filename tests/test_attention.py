@@ -9,6 +9,7 @@ import pytest
 import reference
 from flax import nnx
 from jax.test_util import check_grads
+from machines import pull_back
 
 from svda_jax.models import attention as A
 from svda_jax.models.ops import PLAIN, Ops, cpu
@@ -155,13 +156,10 @@ def test_value_and_gradients_equal_the_plain_equation(
     sigma = None
     if kind == "svda":
         sigma = np.float32(rng.normal(size=(3, k)) * k**0.5)
-    attend = functools.partial(attention, sigma=sigma)
-    actual, actual_vjp = jax.vjp(attend, query, key, value)
-    expected, expected_vjp = jax.vjp(
-        functools.partial(plain_attention, sigma=sigma), query, key, value
+    actual, expected = (
+        pull_back(functools.partial(f, sigma=sigma), (query, key, value), direction)
+        for f in (attention, plain_attention)
     )
-    actual = (actual, *actual_vjp(direction))
-    expected = (expected, *expected_vjp(jnp.float32(direction)))
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == dtype
         one, other = np.float32(one), np.float32(other)
@@ -176,8 +174,8 @@ def test_gradient_of_sigma_equals_that_of_the_plain_equation(
     attention, qkv, sigma, rng
 ):
     direction = np.float32(rng.normal(size=qkv[0].shape))
-    actual, expected = (
-        jax.vjp(lambda sigma, f=f: f(*qkv, sigma), sigma)[1](direction)[0]
+    (_, actual), (_, expected) = (
+        pull_back(lambda sigma, f=f: f(*qkv, sigma), (sigma,), direction)
         for f in (attention, plain_attention)
     )
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)

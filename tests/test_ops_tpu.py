@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas as pl
+from machines import pull_back
 
 from svda_jax.models.ops import plain, tpu
 
@@ -48,8 +49,9 @@ def test_kernel_equals_plain(rng, shape, unit):
     assert tpu.count_stacked(batch, num_tokens, "float32") == stacked
     results = []
     for attend in (tpu.attend, plain.attend):
-        out, vjp = jax.vjp(functools.partial(attend, unit=unit), *operands)
-        results.append((out, *vjp(direction)))
+        results.append(
+            pull_back(functools.partial(attend, unit=unit), operands, direction)
+        )
     for actual, expected in zip(*results, strict=True):
         assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
         # Rounding of float32 in sums of up to 131 tokens. Gradients of zero and short
@@ -64,11 +66,12 @@ def test_kernel_in_bfloat16_rounds_like_plain(rng, unit):
     """Both are as near to float32 as operands of 8 bits allow."""
     operands, direction = create_operands(rng, "primes", "bfloat16")
     exact = [x.astype(jnp.float32) for x in operands]
-    _, vjp = jax.vjp(functools.partial(plain.attend, unit=unit), *exact)
-    expected = vjp(direction.astype(jnp.float32))
-    out, vjp = jax.vjp(functools.partial(tpu.attend, unit=unit), *operands)
+    attend = functools.partial(plain.attend, unit=unit)
+    _, *expected = pull_back(attend, exact, direction)
+    attend = functools.partial(tpu.attend, unit=unit)
+    out, *grads = pull_back(attend, operands, direction)
     assert out.dtype == jnp.bfloat16
-    for actual, wanted, like in zip(vjp(direction), expected, operands, strict=True):
+    for actual, wanted, like in zip(grads, expected, operands, strict=True):
         assert actual.dtype == like.dtype
         # Each of a few factors is rounded to 2^-9 of itself; scores of up to 8 move
         # weights by as many units.
