@@ -46,9 +46,10 @@ LONGEST = (
 
 
 def pytest_configure(config):
-    path = str(config.cache.mkdir("jax"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = path  # of programs that tests start
-    jax.config.update("jax_compilation_cache_dir", path)
+    if cache := getattr(config, "cache", None):  # not with -p no:cacheprovider
+        path = str(cache.mkdir("jax"))
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = path  # of programs that tests start
+        jax.config.update("jax_compilation_cache_dir", path)
 
 
 def pytest_collection_modifyitems(items):
