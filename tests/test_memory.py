@@ -66,7 +66,7 @@ def test_a_process_of_another_does_not_start_again():
 
 
 def test_memory_of_a_large_computation_stays():
-    """Page faults of a warm computation whose temporaries take 256 MB."""
+    """Page faults of a warm computation whose temporaries take 64 MB."""
     program = """
 import resource, statistics
 from svda_jax.devices.memory import keep_memory
@@ -77,7 +77,7 @@ def count_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 def multiply(x):
-    return jax.lax.fori_loop(0, 3, lambda i, y: x * y + i, jnp.ones(2**26)).sum()
+    return jax.lax.fori_loop(0, 3, lambda i, y: x * y + i, jnp.ones(2**24)).sum()
 
 compute, x, faults = jax.jit(multiply), jnp.ones(()), []
 for _ in range(24):
