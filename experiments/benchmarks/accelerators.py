@@ -175,7 +175,8 @@ def _describe_device():
     """A TPU v5e, from a compiler that writes its kernels' schedules to `_dumps`."""
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask for
     os.environ["LIBTPU_INIT_ARGS"] = (
-        f"--xla_jf_dump_to={_dumps()} --xla_jf_dump_llo_text=true"
+        f"--xla_jf_dump_to={_dumps()} --xla_jf_dump_llo_text=true "
+        "--xla_jf_dump_llo_pass_label_regex=final_bundles"
     )
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     return topology.devices[0]
