@@ -120,6 +120,26 @@ def test_linear_equals_flax(rng, ops, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_embed_is_linear_on_patches(rng, ops, dtype):
+    images = jnp.asarray(rng.normal(size=(2, 6, 9, 2)), dtype)
+    kernel, bias = (jnp.float32(rng.normal(size=size)) for size in ((18, 5), 5))
+    direction = jnp.asarray(rng.normal(size=(2, 6, 5)), dtype)
+    found, expected = (
+        pull_back(
+            functools.partial(one.embed, patch_size=3),
+            (images, kernel, bias),
+            direction,
+        )
+        for one in (ops, O.PLAIN)
+    )
+    # Sums of 18 products, of the order of their root; a bfloat16 has 8 bits.
+    tolerance = 1e-2 if dtype == jnp.bfloat16 else 1e-6
+    for actual, wanted in zip(found, expected, strict=True):
+        assert (actual.shape, actual.dtype) == (wanted.shape, wanted.dtype)
+        assert_close(actual, wanted, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_of_parameters_add_up_in_float32(ops, dtype):
     ones = jnp.ones((1000, 3), dtype)  # bfloat16 would stop at 256
     params = {

@@ -80,8 +80,8 @@ def test_layers_can_have_fewer_directions(
         assert trace.scale == 5**-0.5  # that of all directions
 
 
-def test_patch_embed_takes_patches_row_by_row(make_model_config, rng):
-    embed = PatchEmbed(make_model_config(), ops=PLAIN, rngs=nnx.Rngs(0))
+def test_patch_embed_takes_patches_row_by_row(make_model_config, rng, ops):
+    embed = PatchEmbed(make_model_config(), ops=ops, rngs=nnx.Rngs(0))
     images = np.float32(rng.normal(size=(B, 6, 6, 2)))
     tokens = embed(images)
     for token in range(9):

@@ -159,13 +159,13 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, images):
         """`[B, h P, w P, channels]` -> `[B, h w, D]`, row by row."""
-        batch, height, width, channels = images.shape
-        p = self.patch_size
-        grid = (height // p, width // p)
-        x = images.reshape(batch, grid[0], p, grid[1], p, channels)
-        x = x.swapaxes(2, 3)  # [B, h, w, P, P, c]
-        x = x.reshape(batch, grid[0] * grid[1], p * p * channels)  # [B, h w, P P c]
-        return self.projection(x)
+        projection = self.projection
+        return projection.ops.embed(
+            images,
+            projection.kernel[...],
+            projection.bias[...],
+            patch_size=self.patch_size,
+        )
 
 
 class Mlp(nnx.Module):

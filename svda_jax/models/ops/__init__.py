@@ -15,6 +15,7 @@ class Ops(NamedTuple):
 
     Attributes:
       linear: (x, kernel, bias) -> x W + b.
+      embed: (images, kernel, bias, patch_size) -> tokens of their patches.
       layer_norm: (x, scale, bias) -> layer normalisation over the last axis.
       normalize: x -> x of unit length.
       attend: (query, key, value, sigma, unit) -> attention.
@@ -22,6 +23,7 @@ class Ops(NamedTuple):
     """
 
     linear: Callable
+    embed: Callable
     layer_norm: Callable
     normalize: Callable
     attend: Callable

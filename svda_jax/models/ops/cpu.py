@@ -11,9 +11,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from svda_jax.models.ops.plain import EPSILON, draw
+from svda_jax.models.ops.plain import EPSILON, cut, draw
 
-__all__ = ["attend", "draw", "layer_norm", "linear", "normalize"]
+__all__ = ["attend", "draw", "embed", "layer_norm", "linear", "normalize"]
 
 
 def linear(x, kernel, bias):
@@ -27,6 +27,11 @@ def linear(x, kernel, bias):
     kernel = kernel.astype(x.dtype).reshape(size, -1)
     y = rows @ kernel + broadcast_rows(bias.astype(x.dtype).reshape(-1), len(rows))
     return y.reshape(*x.shape[: x.ndim - num_inputs], *bias.shape)
+
+
+def embed(images, kernel, bias, *, patch_size):
+    """`plain.embed` by this `linear`."""
+    return linear(cut(images, patch_size), kernel, bias)
 
 
 def layer_norm(x, scale, bias):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from svda_jax.models.ops import plain
-from svda_jax.models.ops.plain import draw, layer_norm, linear, normalize
+from svda_jax.models.ops.plain import draw, embed, layer_norm, linear, normalize
 
-__all__ = ["attend", "draw", "layer_norm", "linear", "normalize"]
+__all__ = ["attend", "draw", "embed", "layer_norm", "linear", "normalize"]
 
 
 def has_kernel(device):

@@ -30,6 +30,31 @@ def linear(x, kernel, bias):
     return (y + bias).astype(x.dtype)
 
 
+def embed(images, kernel, bias, *, patch_size):
+    """Tokens of images: their patches, each laid out in a row, by `linear`.
+
+    Args:
+      images: `[B, h P, w P, channels]`.
+      kernel: `[P P channels, D]` float32.
+      bias: `[D]` float32.
+      patch_size: P.
+
+    Returns:
+      `[B, h w, D]` of the dtype of images, patches row by row.
+    """
+    return linear(cut(images, patch_size), kernel, bias)
+
+
+def cut(images, patch_size):
+    """`[B, h P, w P, channels]` -> `[B, h w, P P channels]`, patches row by row."""
+    batch, height, width, channels = images.shape
+    p = patch_size
+    grid = (height // p, width // p)
+    x = images.reshape(batch, grid[0], p, grid[1], p, channels)
+    x = x.swapaxes(2, 3)  # [B, h, w, P, P, c]
+    return x.reshape(batch, grid[0] * grid[1], p * p * channels)
+
+
 def layer_norm(x, scale, bias):
     """(x - mean) / sqrt(variance + 1e-6) * scale + bias over the last axis.
 

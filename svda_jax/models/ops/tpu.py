@@ -1,5 +1,8 @@
 """The operations on TPUs: attention by a kernel that keeps its scores in VMEM.
 
+Patches are projected by a convolution: to cut them out of images moves numbers of which
+three lie side by side, and took as long as a block.
+
 The kernel reads queries, keys and values as the projections write them, `[B, N, H K]`,
 and works on the heads that share 128 lanes. Of these a head is picked by zeroing the
 others' lanes in one factor: the product over all lanes is then that head's.
@@ -17,11 +20,25 @@ from jax.experimental.pallas import tpu as pltpu
 from svda_jax.models.ops import plain
 from svda_jax.models.ops.plain import EPSILON, draw, layer_norm, linear, normalize
 
-__all__ = ["attend", "draw", "layer_norm", "linear", "normalize"]
+__all__ = ["attend", "draw", "embed", "layer_norm", "linear", "normalize"]
 
 LANES = 128
 # Of the 16 MB that a kernel gets of a v5e, what its blocks and scores may fill.
 VMEM_BYTES = 14 * 2**20
+
+
+def embed(images, kernel, bias, *, patch_size):
+    """`plain.embed` as a convolution."""
+    filters = kernel.reshape(patch_size, patch_size, images.shape[-1], -1)
+    x = jax.lax.conv_general_dilated(
+        images,
+        filters.astype(images.dtype),  # [P, P, channels, D]
+        (patch_size, patch_size),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    x = x.reshape(x.shape[0], -1, x.shape[-1])  # [B, h w, D]
+    return (x + bias).astype(images.dtype)
 
 
 def attend(query, key, value, sigma, *, unit):
