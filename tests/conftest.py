@@ -23,6 +23,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import jax
 import numpy as np
 import pytest
+from folders import write_images
 from jax.experimental import pallas as pl
 from machines import OPS
 from ml_collections import config_dict
@@ -234,6 +235,15 @@ def data_dir(tmp_path_factory):
     """A TFDS folder with the digits in it."""
     path = str(tmp_path_factory.mktemp("tfds"))
     open_builder("digits", path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes, two images of each to train on, one to evaluate."""
+    path = tmp_path / "images"
+    write_images(path / "train", ["ant", "bee", "cat"])
+    write_images(path / "val", ["ant", "bee", "cat"], num_images=1, seed=1)
     return path
 
 
