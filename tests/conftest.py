@@ -133,8 +133,15 @@ def browser(tmp_path):
     browser.quit()
 
 
+@pytest.fixture
+def interpreted(monkeypatch):
+    """There is no TPU; without one Pallas computes what a kernel says."""
+    call = functools.partial(pl.pallas_call, interpret=True)
+    monkeypatch.setattr(pl, "pallas_call", call)
+
+
 @pytest.fixture(params=OPS)
-def ops(request, monkeypatch):
+def ops(request, monkeypatch, interpreted):
     """The operations of a machine; XLA does what kernels of others would."""
     attend = jax.nn.dot_product_attention
 
@@ -144,8 +151,6 @@ def ops(request, monkeypatch):
         return attend(*args, **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
-    interpreted = functools.partial(pl.pallas_call, interpret=True)
-    monkeypatch.setattr(pl, "pallas_call", interpreted)
     return OPS[request.param]
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import pallas as pl
 from machines import pull_back
 
 from svda_jax.models.ops import plain, tpu
@@ -21,11 +20,7 @@ SHAPES = {  # B, N, H, K, V, images that are stacked in a program
 }
 
 
-@pytest.fixture(autouse=True)
-def interpreted(monkeypatch):
-    """There is no TPU; without one Pallas computes what the kernel says."""
-    call = functools.partial(pl.pallas_call, interpret=True)
-    monkeypatch.setattr(pl, "pallas_call", call)
+pytestmark = pytest.mark.usefixtures("interpreted")
 
 
 def create_operands(rng, shape, dtype):

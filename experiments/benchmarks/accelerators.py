@@ -18,7 +18,13 @@ from flax import nnx
 from jax.experimental import topologies
 
 from experiments.benchmarks.peers import LinenViT
-from experiments.benchmarks.speed import create_config, create_update, with_attention
+from experiments.benchmarks.speed import (
+    create_cifar,
+    create_config,
+    create_update,
+    vit,
+    with_attention,
+)
 from experiments.benchmarks.table import Table
 from svda_jax.devices import parallel
 from svda_jax.models.ops import choose
@@ -46,48 +52,17 @@ class Estimate(NamedTuple):
 
 def create_vit_s(depth=12):
     """ViT-S/16 at 224 x 224 in bfloat16, the mean over tokens in front of its head."""
-    return create_config(
-        image_size=224,
-        channels=3,
-        num_classes=100,
-        patch_size=16,
-        width=384,
-        depth=depth,
-        num_heads=6,
-        mlp_dim=1536,
-        dtype="bfloat16",
-    )
+    return vit(224, 16, 384, 6, depth, "bfloat16", pool="gap", num_classes=100)
 
 
 def create_models():
     """What is compiled, by name: a `ViTConfig` and the images of a batch."""
-    small = create_config(
-        image_size=160,
-        channels=3,
-        num_classes=100,
-        patch_size=16,
-        width=192,
-        depth=2,
-        num_heads=3,
-        mlp_dim=768,
-        dtype="bfloat16",
-    )
-    cifar = create_config(
-        image_size=32, channels=3, width=192, depth=9, num_heads=12, mlp_dim=384
-    )
-    digits = create_config(
-        image_size=8,
-        channels=1,
-        patch_size=2,
-        width=64,
-        depth=4,
-        num_heads=4,
-        mlp_dim=128,
-    )
+    digits = create_config(image_size=8, patch_size=2, depth=4)
+    small = vit(160, 16, 192, 3, 2, "bfloat16", num_classes=100)
     return {
         "ViT-S/16, 224 x 224, bfloat16": (create_vit_s(), 128),
         "160 x 160, width 192, 3 heads, 2 blocks, bfloat16": (small, 128),
-        "CIFAR recipe, float32": (cifar, 128),
+        "CIFAR recipe, float32": (create_cifar(), 128),
         "digits, float32": (digits, 64),
     }
 
@@ -95,7 +70,6 @@ def create_models():
 def accelerators(repeats):
     """A training step of ours against one of Flax Linen's layers, for a TPU v5e."""
     del repeats  # a compiler says the same every time
-    jax.config.update("jax_platforms", "cpu")  # there is no TPU to wait for
     rows = []
     for model, (config, batch_size) in create_models().items():
         estimates = estimate_all(config, batch_size)
@@ -173,7 +147,8 @@ def estimate_all(config, batch_size):
 @functools.cache
 def _describe_device():
     """A TPU v5e, from a compiler that writes its kernels' schedules to `_dumps`."""
-    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask for
+    jax.config.update("jax_platforms", "cpu")  # there is no TPU to wait for,
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nor to ask for
     os.environ["LIBTPU_INIT_ARGS"] = (
         f"--xla_jf_dump_to={_dumps()} --xla_jf_dump_llo_text=true "
         "--xla_jf_dump_llo_pass_label_regex=final_bundles"

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks.speed import create_config
+from experiments.benchmarks.speed import create_cifar
 from experiments.benchmarks.table import Table
 from svda_jax.config import recipe
 from svda_jax.devices import parallel
@@ -35,15 +35,7 @@ def indicators(repeats):
     images = np.random.default_rng(0).integers(0, 256, size=(256, 32, 32, 3))
     images = jax.device_put(images.astype(np.uint8))
     for attention in ("softmax", "svda"):
-        config = create_config(
-            image_size=32,
-            channels=3,
-            width=192,
-            depth=9,
-            num_heads=12,
-            mlp_dim=384,
-            attention=attention,
-        )
+        config = create_cifar(attention=attention)
         model = ViT(config, ops=choose(jax.devices()[0]), rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(model, nnx.Param)
 

@@ -114,19 +114,27 @@ def create_config(**changes):
     return ViTConfig(mean=(0.5,) * channels, std=(0.25,) * channels, **options)
 
 
-def vit(image_size, patch_size, width, num_heads, depth, dtype="float32"):
-    """A colour ViT with a class token and an MLP four times as wide."""
-    return create_config(
-        image_size=image_size,
-        channels=3,
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_dim=4 * width,
-        pool="cls" if image_size == 224 else "gap",
-        dtype=dtype,
-    )
+def vit(image_size, patch_size, width, num_heads, depth, dtype="float32", **changes):
+    """A colour ViT with an MLP four times as wide; at 224 x 224 with a class token."""
+    options = {
+        "image_size": image_size,
+        "channels": 3,
+        "patch_size": patch_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "mlp_dim": 4 * width,
+        "pool": "cls" if image_size == 224 else "gap",
+        "dtype": dtype,
+    }
+    return create_config(**options | changes)
+
+
+def create_cifar(**changes):
+    """The `ViTConfig` of the CIFAR recipe, without drop path."""
+    options = {"image_size": 32, "channels": 3, "width": 192, "depth": 9}
+    options |= {"num_heads": 12, "mlp_dim": 384}
+    return create_config(**options | changes)
 
 
 def models():
@@ -140,12 +148,9 @@ def models():
             "224 x 224, 3 heads": (vit(224, 16, 192, 3, 4), 16),
             "224 x 224, 6 heads, wide": (vit(224, 16, 384, 6, 4), 8),
         }
-    cifar = create_config(
-        image_size=32, channels=3, width=192, depth=9, num_heads=12, mlp_dim=384
-    )
     return {
         "ViT-S/16, bfloat16": (vit(224, 16, 384, 6, 12, "bfloat16"), 256),
-        "CIFAR recipe": (cifar, 128),
+        "CIFAR recipe": (create_cifar(), 128),
     }
 
 
