@@ -65,8 +65,8 @@ def test_steps_that_are_not_finite_are_skipped_said_and_counted(
         optimizer = checkpoints.read(7)["opt_state"]
     assert (optimizer[1]["count"], optimizer[3]["count"]) == (4, 7)
     schedule = create_schedule(2e-3, num_steps=7, warmup_steps=0)
-    np.testing.assert_allclose(
-        history["learning_rate"], [schedule(3), schedule(6)], rtol=1e-5
+    np.testing.assert_allclose(  # the rounding of 1 in 1 + cos
+        history["learning_rate"], [schedule(3), schedule(6)], rtol=0, atol=2e-3 * 2**-23
     )
 
 

@@ -176,7 +176,8 @@ def test_what_concerns_length_machine_and_output_may_change(
     assert runs.load_config(workdir).num_epochs == 4
     schedule = create_schedule(2e-3, num_steps=13, warmup_steps=1)
     rates = read_history(workdir)["learning_rate"]
-    np.testing.assert_allclose(rates[-1], schedule(12), rtol=1e-6)
+    # Near its end the schedule is 1 + cos, whose rounding is that of 1.
+    np.testing.assert_allclose(rates[-1], schedule(12), rtol=0, atol=2e-3 * 2**-23)
     names = {path.name for path in (workdir / "checkpoints").iterdir()}
     assert names == {"7", "10", "13"}
     (workdir / "history.nc").unlink()
