@@ -63,10 +63,8 @@ def test_evaluation_is_the_mean_over_single_images(
     model = nnx.merge(create_graphdef(config), params)
     one = jax.jit(
         lambda image: [
-            I.compute_indicators(
-                I.observe(trace, jax.random.fold_in(jax.random.key(5), layer), 0.1)
-                | {"spectrum": model.blocks[layer].attention.spectrum}
-            )
+            I.measure(jax.random.key(5), 0.1, layer, trace, trace.key)[1]
+            | I.compute_indicators({"spectrum": model.blocks[layer].attention.spectrum})
             for layer, trace in enumerate(model(image[None])[1])
         ]
     )
@@ -107,10 +105,8 @@ def test_logits_are_the_same_with_and_without(
 
     @jax.jit
     def together(params, images):
-        logits, traces = nnx.merge(graphdef, params)(images)
-        return logits, [
-            I.compute_indicators(I.observe(trace, jax.random.key(0), 0.1, ops=ops))
-            for trace in traces
-        ]
+        measure = functools.partial(I.measure, jax.random.key(0), 0.1)
+        logits, traces = nnx.merge(graphdef, params)(images, measure=measure)
+        return logits, [trace.indicators for trace in traces]
 
     np.testing.assert_array_equal(alone(params, images), together(params, images)[0])

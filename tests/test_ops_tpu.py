@@ -9,6 +9,7 @@ import pytest
 from machines import pull_back
 
 from svda_jax.models.ops import plain, tpu
+from svda_jax.models.ops.tpu_kernels import count_stacked
 
 SHAPES = {  # B, N, H, K, V, images that are stacked in a program
     "primes": (3, 11, 3, 7, 7, 1),
@@ -16,7 +17,8 @@ SHAPES = {  # B, N, H, K, V, images that are stacked in a program
     "fewer directions than values": (2, 9, 5, 3, 31, 1),
     "a head wider than the lanes": (1, 7, 2, 131, 131, 1),
     "more tokens than lanes": (1, 131, 2, 4, 4, 1),
-    "four images of six": (6, 32, 3, 8, 8, 3),
+    "three images of six": (6, 32, 3, 8, 8, 3),
+    "two images": (4, 64, 5, 3, 7, 2),
 }
 
 
@@ -41,7 +43,7 @@ def create_operands(rng, shape, dtype):
 def test_kernel_equals_plain(rng, shape, unit):
     operands, direction = create_operands(rng, shape, "float32")
     batch, num_tokens, *_, stacked = SHAPES[shape]
-    assert tpu.count_stacked(batch, num_tokens, "float32") == stacked
+    assert count_stacked(batch, num_tokens, "float32") == stacked
     results = []
     for attend in (tpu.attend, plain.attend):
         results.append(
@@ -54,6 +56,39 @@ def test_kernel_equals_plain(rng, shape, unit):
         size = np.linalg.norm(expected, axis=-1, keepdims=True)
         limit = 1e-5 * np.maximum(size, 1) * np.ones(expected.shape)
         np.testing.assert_array_less(np.abs(actual - expected), limit)
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("shape", ["primes", "two images", "more tokens than lanes"])
+def test_what_is_observed_equals_plain(rng, shape, unit):
+    (query, key, value, sigma), _ = create_operands(rng, shape, "float32")
+    noise = jnp.float32(0.3 * rng.normal(size=(2, *query.shape[1:])))
+
+    def function(rows):
+        moved = jnp.abs(rows["weights"] - rows["perturbed"])
+        cosines = jnp.abs(rows["cosines"])
+        return {"moved": jnp.sum(moved, axis=-1)}, (jnp.max(cosines, axis=-1),)
+
+    actual, expected = (
+        ops.observe(function, query, key, value, sigma, noise, unit=unit)
+        for ops in (tpu, plain)
+    )
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        # Scores of up to 30, rounded, through exp; sums of up to 131 tokens.
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
+
+
+def test_gradient_of_a_bias_of_heads_equals_plain(rng):
+    x, kernel, bias = (
+        jnp.float32(rng.normal(size=shape)) for shape in ((2, 5, 3), (3, 2, 7), (2, 7))
+    )
+    direction = jnp.float32(rng.normal(size=(2, 5, 2, 7)))
+    results = [
+        pull_back(ops.linear, (x, kernel, bias), direction) for ops in (tpu, plain)
+    ]
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("unit", [True, False])
@@ -78,7 +113,7 @@ def test_kernel_in_bfloat16_rounds_like_plain(rng, unit):
 
 def test_stacked_images_do_not_see_each_other(rng):
     (query, key, value, sigma), _ = create_operands(
-        rng, "four images of six", "float32"
+        rng, "three images of six", "float32"
     )
     together = tpu.attend(query, key, value, sigma, unit=True)
     key, value = key.at[1].set(1e3), value.at[1].set(jnp.nan_to_num(jnp.inf) / 1e30)

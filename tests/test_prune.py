@@ -1,5 +1,6 @@
 """Pruning by spectral energy: what is kept, what that changes, the run it makes."""
 
+import functools
 import shutil
 
 import jax
@@ -12,7 +13,8 @@ from svda_jax import UserError, main
 from svda_jax.devices import processes
 from svda_jax.look.report import write_report
 from svda_jax.models.attention import orthonormality_penalty
-from svda_jax.models.indicators import _perturb, retained_rank
+from svda_jax.models.indicators import retained_rank
+from svda_jax.models.ops.plain import perturb
 from svda_jax.models.vit import ViT, count_macs
 from svda_jax.prune import run as pruning_run
 from svda_jax.prune.model import choose, factorise, mask, shrink
@@ -159,9 +161,11 @@ def test_padding_counts_in_no_indicator():
     np.testing.assert_array_equal(orthonormality_penalty(orthonormal), 0)
     x = np.float32(rng.normal(size=(2, 4, 1, 3)))
     noise = np.float32(rng.normal(size=(4, 1, 5)))
-    moved = _perturb(np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), noise)
+    total = functools.partial(jnp.sum, axis=-1, keepdims=True)
+    moved = perturb(np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), noise, total)
     np.testing.assert_array_equal(moved[..., 3:], 0)
-    np.testing.assert_allclose(moved[..., :3], _perturb(x, noise[..., :3]), rtol=1e-6)
+    expected = perturb(x, noise[..., :3], total)
+    np.testing.assert_allclose(moved[..., :3], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])

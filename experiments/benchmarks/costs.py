@@ -19,7 +19,7 @@ from experiments.benchmarks.table import Table
 from svda_jax.config import recipe
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat, spread
-from svda_jax.models.indicators import compute_indicators, observe
+from svda_jax.models.indicators import measure as measure_indicators
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT
 from svda_jax.run.checkpoints import Checkpoints
@@ -44,18 +44,9 @@ def indicators(repeats):
 
         def with_all(params, images, graphdef=graphdef):
             model = nnx.merge(graphdef, params)
-            logits, traces = model(images)
-            layers = [
-                compute_indicators(
-                    observe(
-                        trace,
-                        jax.random.fold_in(jax.random.key(0), layer),
-                        0.1,
-                        ops=model.ops,
-                    )
-                )
-                for layer, trace in enumerate(traces)
-            ]
+            measure_all = functools.partial(measure_indicators, jax.random.key(0), 0.1)
+            logits, traces = model(images, measure=measure_all)
+            layers = [trace.indicators for trace in traces]
             return logits, layers
 
         compiled = {

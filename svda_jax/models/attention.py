@@ -12,6 +12,7 @@ from flax import nnx
 
 from svda_jax.models.layers import Linear
 from svda_jax.models.ops import PLAIN
+from svda_jax.models.ops.plain import weigh
 
 # The attentions a model can have, as `model.attention` names them.
 ATTENTIONS = ("svda", "softmax")
@@ -34,15 +35,17 @@ class Trace(NamedTuple):
       key: `[B, N, H, K]`, likewise.
       sigma: `[H, K]` float32, SVDA's diagonal; None for softmax attention.
       scale: of the scores, see `attention_weights`.
+      indicators: those of `indicators.measure`, where the model was asked to measure.
     """
 
     query: jax.Array
     key: jax.Array
     sigma: jax.Array | None
     scale: float | None = None
+    indicators: dict | None = None
 
 
-def attention_weights(query, key, sigma=None, *, scale=None, ops=PLAIN):
+def attention_weights(query, key, sigma=None, *, scale=None):
     """The attention weights of SVDA or, without sigma, of softmax attention.
 
         A = softmax(q_hat diag(sigma) k_hat^T / sqrt(K))      with sigma
@@ -53,7 +56,6 @@ def attention_weights(query, key, sigma=None, *, scale=None, ops=PLAIN):
       key: `[B, N, H, K]`, raw.
       sigma: `[H, K]` of either sign, or None.
       scale: in place of 1 / sqrt(K), for queries and keys without all their directions.
-      ops: the `Ops` to compute with.
 
     Returns:
       `[B, H, N, N]` float32, each row a distribution over the keys.
@@ -64,34 +66,37 @@ def attention_weights(query, key, sigma=None, *, scale=None, ops=PLAIN):
     Source: arXiv 2602.10994; Vaswani et al. 2017, Eq. 1.
     """
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
-    diagonal = _diagonal(query, sigma, scale)
-    if sigma is not None:
-        query, key = ops.normalize(query), ops.normalize(key)
-    scores = jnp.einsum("bihk,bjhk->bhij", query * diagonal, key)
-    return jax.nn.softmax(scores)
+    factors = diagonal(query, sigma, scale)
+    return weigh(query, key, factors, unit=sigma is not None)
 
 
 def attention(query, key, value, sigma=None, *, scale=None, ops=PLAIN):
     """SVDA or, without sigma, softmax attention: `attention_weights(query, key) v`.
 
     Args:
-      query: see `attention_weights`, as for key, sigma, scale, ops and what is raised.
+      query: see `attention_weights`, as for key, sigma, scale and what is raised.
       key: likewise.
       value: `[B, N, H, V]`.
       sigma: likewise.
       scale: likewise.
-      ops: likewise.
+      ops: the `Ops` to compute with.
 
     Returns:
       `[B, N, H, V]` of the dtype of value. Norms and softmax are float32 whatever the
       dtype of the arguments.
     """
-    diagonal = _diagonal(query, sigma, scale)
-    return ops.attend(query, key, value, diagonal, unit=sigma is not None)
+    factors = diagonal(query, sigma, scale)
+    return ops.attend(query, key, value, factors, unit=sigma is not None)
 
 
-def _diagonal(query, sigma, scale):
-    """`[H, K]` float32, what the score multiplies each direction by."""
+def diagonal(query, sigma, scale):
+    """`[H, K]` float32, what the score multiplies each direction by.
+
+    Args:
+      query: see `attention_weights`, as for sigma, scale and what is raised.
+      sigma: likewise.
+      scale: likewise.
+    """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if sigma is None:
         return jnp.full(query.shape[-2:], scale)
@@ -186,12 +191,20 @@ class Attention(nnx.Module):
             self.start = SPECTRUM_STARTS[spectrum_init](head_dim)
             self.relative_sigma = nnx.Param(jnp.ones(directions))
 
-    def __call__(self, x):
-        """Attends over tokens: `[B, N, D]` -> (`[B, N, D]`, its `Trace`)."""
+    def __call__(self, x, *, measure=None):
+        """Attends over tokens: `[B, N, D]` -> (`[B, N, D]`, its `Trace`).
+
+        Args:
+          x: `[B, N, D]`.
+          measure: (trace, value, ops) -> what `attention` gives, and the indicators.
+        """
         query, key, value = self.query(x), self.key(x), self.value(x)  # [B, N, H, K]
-        sigma, options = self.sigma, {"scale": self.scale, "ops": self.ops}
-        out = self.out(attention(query, key, value, sigma, **options))
-        return out, Trace(query, key, sigma, self.scale)
+        trace = Trace(query, key, self.sigma, self.scale)
+        if measure:
+            attended, indicators = measure(trace, value, self.ops)
+            return self.out(attended), trace._replace(indicators=indicators)
+        options = {"scale": self.scale, "ops": self.ops}
+        return self.out(attention(query, key, value, trace.sigma, **options)), trace
 
     @property
     def sigma(self):

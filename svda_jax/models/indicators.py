@@ -8,7 +8,6 @@ Axes: B images, N tokens, H heads, K per-head width. All arithmetic is float32, 
 the dtype of the arguments.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from svda_jax.models.attention import attention_weights
+from svda_jax.models.attention import diagonal
 from svda_jax.models.ops import PLAIN
 
 
@@ -101,70 +100,68 @@ def retained_rank(spectrum, rho=0.9):
     return jnp.minimum(1 + jnp.sum(missing, axis=-1), spectrum.shape[-1])
 
 
-def angular_alignment(q_hat, k_hat):
-    """Mean absolute cosine between the queries and keys of an image.
+def angular_alignment(cosines):
+    """Mean absolute cosine between a query and the keys of its image.
 
-        mean over i, j of |q_hat_i . k_hat_j|
+        mean over j of |q_hat_i . k_hat_j|
 
     Args:
-      q_hat: `[B, N, H, K]` float32, queries of unit length.
-      k_hat: `[B, N, H, K]` float32, keys likewise.
+      cosines: `[..., N]`, of a query to each key.
 
     Returns:
-      `[B, H]` in [0, 1]: 1 where all are parallel, 0 where queries are orthogonal to
-      keys, about sqrt(2 / (pi K)) for independent directions.
+      `[...]` in [0, 1]: 1 where all are parallel, 0 where the query is orthogonal to
+      the keys, about sqrt(2 / (pi K)) for independent directions.
 
     Source: cosine similarity.
     """
-    cosine = jnp.einsum("bihk,bjhk->bhij", q_hat, k_hat)
-    return jnp.minimum(jnp.mean(jnp.abs(cosine), axis=(-2, -1)), 1)
+    return jnp.minimum(jnp.mean(jnp.abs(cosines), axis=-1), 1)
 
 
 def selectivity_index(weights):
-    """How much each token prefers the key it weighs most over the others.
+    """How much a token prefers the key it weighs most over the others.
 
-        mean over i of (a_max - a_rest) / (a_max + a_rest),
+        (a_max - a_rest) / (a_max + a_rest),
         a_rest the mean of the row's other N - 1 weights
 
     Args:
-      weights: `[B, H, N, N]`, rows that sum to 1.
+      weights: `[..., N]`, rows that sum to 1.
 
     Returns:
-      `[B, H]` in [0, 1]: 0 for uniform rows, 1 for one-hot rows and for N = 1.
+      `[...]` in [0, 1]: 0 for uniform rows, 1 for one-hot rows and for N = 1.
 
     Source: Morcos et al. 2018, on the rows of the attention.
     """
-    largest = jnp.max(weights.astype(jnp.float32), axis=-1)  # [B, H, N]
+    largest = jnp.max(weights, axis=-1)
     rest = jnp.maximum(1 - largest, 0) / max(weights.shape[-1] - 1, 1)
-    index = (largest - rest) / (largest + rest)
-    return jnp.clip(jnp.mean(index, axis=-1), 0, 1)
+    return jnp.clip((largest - rest) / (largest + rest), 0, 1)
 
 
 def perturbation_robustness(weights, perturbed):
-    """How little the attention weights move under a perturbation.
+    """How little a token's attention weights move under a perturbation.
 
-        1 - mean over i of (1/2) sum_j |A_ij - A'_ij|
+        1 - (1/2) sum_j |A_ij - A'_ij|
 
     Args:
-      weights: A, `[B, H, N, N]`, rows that sum to 1.
+      weights: A, `[..., N]`, rows that sum to 1.
       perturbed: A', likewise, under noise on queries and keys.
 
     Returns:
-      `[B, H]` in [0, 1]: 1 for equal weights, 0 for rows without a common key.
+      `[...]` in [0, 1]: 1 for equal weights, 0 for rows without a common key.
 
     Source: total variation distance.
     """
-    moved = jnp.abs(weights.astype(jnp.float32) - perturbed.astype(jnp.float32))
-    return jnp.clip(1 - 0.5 * jnp.mean(jnp.sum(moved, axis=-1), axis=-1), 0, 1)
+    moved = jnp.sum(jnp.abs(weights - perturbed), axis=-1)
+    return jnp.clip(1 - 0.5 * moved, 0, 1)
 
 
 class Indicator(NamedTuple):
     """An entry of `INDICATORS`.
 
     Attributes:
-      function: of what it reads.
-      reads: names of what `observe` gives; `("spectrum",)` for one of the parameters
-        alone, measured once an evaluation and not for each image.
+      function: of what it reads, `[..., n]` each, to `[...]`.
+      reads: `("spectrum",)`, a head's, `[..., K]`, measured once an evaluation; or of
+        the rows `[..., N]` that `ops.plain.observe` has of each token: its value is
+        their mean over the tokens of an image.
       label: its name in words.
       unit: of its values.
       range: its lowest and highest value, as functions of K.
@@ -223,7 +220,7 @@ INDICATORS = {
     ),
     "angular_alignment": Indicator(
         angular_alignment,
-        ("q_hat", "k_hat"),
+        ("cosines",),
         "angular alignment",
         "mean |cosine|",
         (lambda K: 0, lambda K: 1),
@@ -268,11 +265,11 @@ def compute_indicators(observed):
     """The indicators of what was observed, by name.
 
     Args:
-      observed: a dict of arrays: "spectrum" `[..., K]` gives those `of_spectrum`
-        `[...]`; what `observe` returns those `of_images` `[B, H]`.
+      observed: a dict of arrays `[..., n]`: "spectrum" gives those `of_spectrum`, what
+        `ops.plain.observe` has of a token those `of_images`.
 
     Returns:
-      A dict, float32, of all that read nothing else.
+      A dict of `[...]`, float32, of all that read nothing else.
     """
     return {
         name: indicator.function(*(observed[part] for part in indicator.reads))
@@ -281,45 +278,36 @@ def compute_indicators(observed):
     }
 
 
-def observe(trace, key, noise_scale, *, ops=PLAIN):
-    """What the indicators of a layer's attention read.
+def measure(key, noise_scale, layer, trace, value, ops=PLAIN):
+    """Attention, and the indicators `of_images` of it.
 
     One draw `[2, N, H, K]` of the noise serves all images, so that an image's values
     depend neither on its batch nor on its place there.
 
     Args:
-      trace: a `Trace`, of either attention.
-      key: PRNG key of the noise, a function of seed and layer alone.
+      key: PRNG key of the noise, the run's.
       noise_scale: standard deviation of the noise on each query and key, in units of
         its root mean square over K.
+      layer: its number; the noise of each is another.
+      trace: a `Trace`, of either attention.
+      value: `[B, N, H, V]`.
       ops: the `Ops` to compute with.
 
     Returns:
-      A dict of "q_hat" and "k_hat" `[B, N, H, K]` of unit length, "weights"
-      `[B, H, N, N]` of the attention and "perturbed", the same under noise.
+      What `attention` gives, and a dict of `[B, H]` float32.
     """
-    query, keys = (x.astype(jnp.float32) for x in (trace.query, trace.key))
-    noise = noise_scale * jax.random.normal(key, (2, *query.shape[1:]))
-    weights = functools.partial(
-        attention_weights, sigma=trace.sigma, scale=trace.scale, ops=ops
+    shape = (2, *trace.query.shape[1:])
+    noise = noise_scale * jax.random.normal(jax.random.fold_in(key, layer), shape)
+    out, rows = ops.observe(
+        compute_indicators,
+        trace.query,
+        trace.key,
+        value,
+        diagonal(trace.query, trace.sigma, trace.scale),
+        noise,
+        unit=trace.sigma is not None,
     )
-    return {
-        "q_hat": ops.normalize(query),
-        "k_hat": ops.normalize(keys),
-        "weights": weights(query, keys),
-        "perturbed": weights(_perturb(query, noise[0]), _perturb(keys, noise[1])),
-    }
-
-
-def _perturb(x, noise):
-    """Adds noise `[N, H, K]` in units of each vector's root mean square over K.
-
-    Directions in which all tokens are 0 only fill up a head of a pruned model.
-    """
-    there = jnp.any(x != 0, axis=1, keepdims=True)  # [B, 1, H, K]
-    number = jnp.maximum(jnp.sum(there, axis=-1, keepdims=True), 1)  # [B, 1, H, 1]
-    rms = jnp.sqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) / number)
-    return x + rms * there * noise  # [B, N, H, K]
+    return out, {name: jnp.mean(rows[name], axis=-1) for name in of_images()}
 
 
 def _scaled(spectrum):

@@ -199,9 +199,15 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(config.width, **options)
         self.mlp = Mlp(config, ops=ops, rngs=rngs)
 
-    def __call__(self, x, *, drop=None):
-        """`[B, N, D]`, a `Dropout` or None -> (`[B, N, D]`, attention's trace)."""
-        update, trace = self.attention(self.attention_norm(x))
+    def __call__(self, x, *, drop=None, measure=None):
+        """`[B, N, D]` -> (`[B, N, D]`, attention's trace).
+
+        Args:
+          x: `[B, N, D]`.
+          drop: a `Dropout` or None.
+          measure: see `Attention`.
+        """
+        update, trace = self.attention(self.attention_norm(x), measure=measure)
         x = x + self._drop(update, drop)
         x = x + self._drop(self.mlp(self.mlp_norm(x)), drop)
         return x, trace
@@ -244,7 +250,7 @@ class ViT(nnx.Module):
         options = {"kernel_init": nnx.initializers.zeros, "ops": ops, "rngs": rngs}
         self.head = Linear(config.width, config.num_classes, **options)
 
-    def __call__(self, images, *, dropout_keys=None):
+    def __call__(self, images, *, dropout_keys=None, measure=None):
         """Classifies images as they are stored: normalisation is the model's.
 
         Args:
@@ -252,6 +258,8 @@ class ViT(nnx.Module):
             `look.predict.read_images` makes them of files.
           dropout_keys: `[B]` PRNG keys, one an image, which turn dropout and drop path
             on. What an image meets does not depend on the batch it stands in.
+          measure: (layer, trace, value, ops) -> attention and its indicators; see
+            `indicators.measure`.
 
         Returns:
           logits `[B, C]` float32, and a tuple of L `Trace`s.
@@ -281,8 +289,9 @@ class ViT(nnx.Module):
             x = drop(x, config.dropout, x.shape[1:])
 
         traces = []
-        for block in self.blocks:
-            x, trace = block(x, drop=drop)
+        for layer, block in enumerate(self.blocks):
+            each = measure and functools.partial(measure, layer)
+            x, trace = block(x, drop=drop, measure=each)
             traces.append(trace)
         x = self.norm(x.astype(jnp.float32))
         x = x[:, 0] if config.pool == "cls" else jnp.mean(x, axis=1)  # [B, D]

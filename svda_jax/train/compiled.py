@@ -156,7 +156,7 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
       graphdef: from `create_graphdef`.
       mesh: from `parallel.create_mesh`.
       key: PRNG key of the noise of the perturbation.
-      noise_scale: see `observe`.
+      noise_scale: see `indicators.measure`.
 
     Returns:
       A function from parameters to a dict of what an evaluation measures.

@@ -6,6 +6,7 @@ per-head width.
 """
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from flax import nnx
 from svda_jax.devices.parallel import AXIS
 from svda_jax.models.indicators import (
     compute_indicators,
-    observe,
+    measure,
     of_images,
     retained_rank,
 )
@@ -232,22 +233,18 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
         where an image only fills the batch up.
       key: the run's PRNG key for the noise of the perturbation.
       graphdef: from `create_graphdef`.
-      noise_scale: see `observe`.
+      noise_scale: see `indicators.measure`.
 
     Returns:
       `EvalMetrics` of the masked images: the loss without label smoothing, the
       indicators `of_images` of all layers.
     """
     model = nnx.merge(graphdef, params)
-    logits, traces = model(batch["image"])
-    layers = [
-        compute_indicators(
-            observe(trace, jax.random.fold_in(key, layer), noise_scale, ops=model.ops)
-        )
-        for layer, trace in enumerate(traces)
-    ]
+    logits, traces = model(
+        batch["image"], measure=functools.partial(measure, key, noise_scale)
+    )
     indicators = jnp.stack(
-        [jnp.stack([layer[name] for layer in layers], 1) for name in of_images()], 1
+        [jnp.stack([t.indicators[name] for t in traces], 1) for name in of_images()], 1
     )  # [B, I, L, H]
     metrics = EvalMetrics.single_from_model_output(
         loss=optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),

@@ -19,6 +19,8 @@ class Ops(NamedTuple):
       layer_norm: (x, scale, bias) -> layer normalisation over the last axis.
       normalize: x -> x of unit length.
       attend: (query, key, value, sigma, unit) -> attention.
+      observe: (function, query, key, value, sigma, noise, unit) -> attention, and the
+        function of its rows.
       draw: (keys, size) -> the random numbers of dropout.
     """
 
@@ -27,6 +29,7 @@ class Ops(NamedTuple):
     layer_norm: Callable
     normalize: Callable
     attend: Callable
+    observe: Callable
     draw: Callable
 
     @classmethod

@@ -11,9 +11,17 @@ import math
 import jax
 import jax.numpy as jnp
 
-from svda_jax.models.ops.plain import EPSILON, cut, draw
+from svda_jax.models.ops.plain import EPSILON, cut, draw, perturb
 
-__all__ = ["attend", "draw", "embed", "layer_norm", "linear", "normalize"]
+__all__ = [
+    "attend",
+    "draw",
+    "embed",
+    "layer_norm",
+    "linear",
+    "normalize",
+    "observe",
+]
 
 
 def linear(x, kernel, bias):
@@ -103,20 +111,41 @@ def attend(query, key, value, sigma, *, unit):
     return _attend(query, key, value, sigma)
 
 
+def observe(function, query, key, value, sigma, noise, *, unit):
+    """`plain.observe`, with the forms of `attend`: what both compute, XLA does once."""
+    out = attend(query, key, value, sigma, unit=unit)
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    directions = normalize(query), normalize(key)
+    moved = (perturb(x, y, sum_last) for x, y in zip((query, key), noise, strict=True))
+    if unit:
+        query, key, moved = *directions, map(normalize, moved)
+    weights, perturbed = (
+        weights / jnp.sum(weights, axis=-1, keepdims=True)
+        for weights in (_weigh(query, key, sigma), _weigh(*moved, sigma))
+    )
+    cosines = _product("bihk,bjhk->bhij", *directions)
+    rows = {"cosines": cosines, "weights": weights, "perturbed": perturbed}
+    return out, function(rows)
+
+
 @jax.custom_vjp
 def _attend(query, key, value, sigma):
     return _attend_forward(query, key, value, sigma)[0]
 
 
 def _attend_forward(query, key, value, sigma):
-    scores = _product("bihk,bjhk->bhij", (query * sigma).astype(query.dtype), key)
-    # Any shift of a row leaves its weights as they are.
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    weights = _weigh(query, key, sigma)
     inverse = jnp.swapaxes(1 / jnp.sum(weights, axis=-1), 1, 2)[..., None]
     weights = weights.astype(value.dtype)
     out = jnp.swapaxes(_product("bhij,bjhk->bhik", weights, value), 1, 2)
     out = (out * inverse).astype(value.dtype)  # [B, N, H, V]
     return out, (query, key, value, sigma, weights, inverse, out)
+
+
+def _weigh(query, key, sigma):
+    """`[B, H, N, N]`, exp of scores, but for a factor of each row."""
+    scores = _product("bihk,bjhk->bhij", (query * sigma).astype(query.dtype), key)
+    return jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
 
 
 def _attend_backward(saved, grad):

@@ -4,9 +4,24 @@ import jax
 import jax.numpy as jnp
 
 from svda_jax.models.ops import plain
-from svda_jax.models.ops.plain import draw, embed, layer_norm, linear, normalize
+from svda_jax.models.ops.plain import (
+    draw,
+    embed,
+    layer_norm,
+    linear,
+    normalize,
+    observe,
+)
 
-__all__ = ["attend", "draw", "embed", "layer_norm", "linear", "normalize"]
+__all__ = [
+    "attend",
+    "draw",
+    "embed",
+    "layer_norm",
+    "linear",
+    "normalize",
+    "observe",
+]
 
 
 def has_kernel(device):

@@ -5,6 +5,8 @@ what memory holds between operations. Axes: B images, N tokens, H heads, K per-h
 width of queries and keys, V of values.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -123,12 +125,66 @@ def attend(query, key, value, sigma, *, unit):
     Returns:
       `[B, N, H, V]` of the dtype of value.
     """
+    weights = weigh(query, key, sigma, unit=unit).astype(value.dtype)
+    return jnp.einsum("bhij,bjhv->bihv", weights, value)
+
+
+def weigh(query, key, sigma, *, unit):
+    """The weights of `attend`, softmax(q diag(sigma) k^T).
+
+    Args:
+      query: see `attend`, as for key, sigma and unit.
+      key: likewise.
+      sigma: likewise.
+      unit: likewise.
+
+    Returns:
+      `[B, H, N, N]` float32.
+    """
     if unit:
         query, key = normalize(query), normalize(key)
     query = (query * sigma).astype(query.dtype)
     scores = jnp.einsum("bihk,bjhk->bhij", query, key).astype(jnp.float32)
-    weights = jax.nn.softmax(scores).astype(value.dtype)
-    return jnp.einsum("bhij,bjhv->bihv", weights, value)
+    return jax.nn.softmax(scores)
+
+
+def observe(function, query, key, value, sigma, noise, *, unit):
+    """`attend`, and a function of what each token sees of the others, in float32.
+
+    Args:
+      function: of a dict of arrays `[..., N]`, a token's "cosines" to all keys, its
+        "weights" on them, and "perturbed", the weights under noise; to a pytree of
+        `[...]`. It is given many tokens at once.
+      query: see `attend`, as for key, value, sigma and unit.
+      key: likewise.
+      value: likewise.
+      sigma: likewise.
+      noise: `[2, N, H, K]` float32, what queries and keys gain, in units of each
+        vector's root mean square. Directions that are 0 only fill up a head of a pruned
+        model: they neither count nor gain.
+      unit: likewise.
+
+    Returns:
+      What `attend` does, and the pytree, of `[B, H, N]`.
+    """
+    out = attend(query, key, value, sigma, unit=unit)
+    query, key = query.astype(jnp.float32), key.astype(jnp.float32)
+    total = functools.partial(jnp.sum, axis=-1, keepdims=True)
+    moved = (perturb(x, y, total) for x, y in zip((query, key), noise, strict=True))
+    return out, function(
+        {
+            "cosines": jnp.einsum("bihk,bjhk->bhij", normalize(query), normalize(key)),
+            "weights": weigh(query, key, sigma, unit=unit),
+            "perturbed": weigh(*moved, sigma, unit=unit),
+        }
+    )
+
+
+def perturb(x, noise, total):
+    """x with the noise of `observe`; total sums over directions, keeping the axis."""
+    there = x != 0
+    number = jnp.maximum(total(there.astype(x.dtype)), 1)
+    return x + jnp.sqrt(total(jnp.square(x)) / number) * jnp.where(there, noise, 0)
 
 
 def draw(keys, size):
