@@ -108,14 +108,14 @@ OPTIONS = {
         "Directions of a head's queries and keys, layer by layer, as in (12, 8, 9); () "
         "is width / num_heads in all. A pruned model has fewer."),
     "model.mlp_dim": Option(384, _POSITIVE, "Hidden width of the MLPs."),
-    "model.pool": Option("gap", _one_of("gap", "cls"), "Mean of tokens or class token."),
+    "model.pool": Option("gap", _one_of("gap", "cls"),
+        '"gap", the mean over tokens, or "cls", a class token.'),
     "model.dropout": Option(0.0, _BELOW_1,
         "Dropout rate on the embeddings and on what each residual branch adds."),
     "model.drop_path": Option(0.0, _BELOW_1,
         "Rate at which an image skips the last block; it grows from 0 at the first."),
     "model.dtype": Option("float32", _one_of("float32", "bfloat16"), "Of activations."),
-    "model.scan": Option(False, None,
-        "Whether blocks of one shape are compiled once, as a loop."),
+    "model.scan": Option(False, None, "Whether equal blocks are compiled once, as a loop."),
     "model.remat": Option("none",
         _one_of("none", "dots_with_no_batch_dims_saveable", "nothing_saveable"),
         "What of a block is computed again for gradients, which saves memory and costs "
