@@ -115,7 +115,7 @@ OPTIONS = {
     "model.drop_path": Option(0.0, _BELOW_1,
         "Rate at which an image skips the last block; it grows from 0 at the first."),
     "model.dtype": Option("float32", _one_of("float32", "bfloat16"), "Of activations."),
-    "model.scan": Option(False, None, "Whether equal blocks are compiled once, as a loop."),
+    "model.scan": Option(False, None, "Whether blocks are a loop, compiled once."),
     "model.remat": Option("none",
         _one_of("none", "dots_with_no_batch_dims_saveable", "nothing_saveable"),
         "What of a block is computed again for gradients, which saves memory and costs "
