@@ -115,6 +115,11 @@ OPTIONS = {
     "model.drop_path": Option(0.0, _BELOW_1,
         "Rate at which an image skips the last block; it grows from 0 at the first."),
     "model.dtype": Option("float32", _one_of("float32", "bfloat16"), "Of activations."),
+    "model.scan": Option(False, None, "Whether blocks are a loop, compiled once."),
+    "model.remat": Option("none",
+        _one_of("none", "dots_with_no_batch_dims_saveable", "nothing_saveable"),
+        "What of a block is computed again for gradients, which saves memory and costs "
+        "time: nothing, or all but what a policy of jax.checkpoint_policies keeps."),
     "dataset.name": Option(str, None, "Name of the data set, as TFDS knows it."),
     "dataset.data_dir": Option("", None,
         'Folder where TFDS keeps data sets; "" is its default, ~/tensorflow_datasets.'),
@@ -270,11 +275,6 @@ def vit_config(config):
 def to_json(config):
     """A config as JSON."""
     return json.dumps(config.to_dict(), indent=2)
-
-
-def from_json(text):
-    """The config that `to_json` wrote, or ValueError."""
-    return check(json.loads(text))
 
 
 def flatten(config, prefix=""):

@@ -42,6 +42,7 @@ def poison(monkeypatch):
                     )
                 return step(state, batch, key)
 
+            poisoned.lower = step.lower
             return init, poisoned
 
         monkeypatch.setattr(train, "create_training", create_training)

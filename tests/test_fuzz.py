@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from svda_jax import UserError
-from svda_jax.config import OPTIONS, check, flatten, from_json, load, to_json, validate
+from svda_jax.config import OPTIONS, check, flatten, load, to_json, validate
 from svda_jax.data import datasets, prepare
 from svda_jax.data.images import CorruptImageError, center_crop, decode
 from svda_jax.devices import parallel
@@ -247,7 +247,7 @@ def is_right(config, said):
         if key in said:
             given = tuple(said[key]) if kind is tuple else said[key]
             assert value == given or (value != value and given != given), key
-    assert flatten(from_json(to_json(config))) == flatten(config)
+    assert flatten(check(json.loads(to_json(config)))) == flatten(config)
 
 
 @COUNTS

@@ -11,7 +11,8 @@ from hypothesis import strategies
 
 from svda_jax.models import indicators as I
 from svda_jax.models.attention import Trace
-from svda_jax.models.ops.plain import normalize
+from svda_jax.models.ops.cpu import sum_last
+from svda_jax.models.ops.plain import normalize, perturb
 
 B, N, H, K = 3, 7, 2, 5
 
@@ -270,6 +271,16 @@ def test_noise_scale_moves_robustness_alone(trace):
             assert (some[name] > much[name]).all()
         else:
             np.testing.assert_array_equal(some[name], much[name])
+
+
+def test_noise_leaves_padding_alone(rng):
+    """A head that keeps three of five directions is as one that has three."""
+    x = np.float32(rng.normal(size=(2, 4, 1, 3)))
+    noise = np.float32(rng.normal(size=(4, 1, 5)))
+    moved = perturb(np.pad(x, ((0, 0), (0, 0), (0, 0), (0, 2))), noise, sum_last)
+    np.testing.assert_array_equal(moved[..., 3:], 0)
+    expected = perturb(x, noise[..., :3], sum_last)
+    np.testing.assert_allclose(moved[..., :3], expected, rtol=1e-6)
 
 
 def test_an_image_does_not_see_its_batch(trace):

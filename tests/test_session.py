@@ -24,6 +24,7 @@ def test_a_process_that_is_not_the_first_is_silent(
     with Session(config, workdir) as session:
         assert not session.is_finished()
         session.open(mesh, params, data, data, num_steps=7)
+        session.begin(mesh, data.class_names, num_steps=7)
         session.say("a line")
         session.advance(32)
         session.log(1, {"loss": 2.5})

@@ -1,4 +1,4 @@
-"""Modules of one operation each: their parameters, and how these start."""
+"""What blocks are made of: modules of one operation, how they start; dropout."""
 
 import math
 
@@ -66,3 +66,34 @@ class LayerNorm(nnx.Module):
         return self.ops.layer_norm(
             x.astype(self.dtype), self.scale[...], self.bias[...]
         )
+
+
+class Dropout:
+    """Dropout of several places, from one draw of random numbers.
+
+    A draw of its own for every place would cost more than the numbers do: on two CPU
+    cores it doubled the time of a training step (width 64, 4 layers, JAX 0.10).
+
+    Args:
+      numbers: `[B, size]` uint16, as many as all calls together take of an image.
+    """
+
+    def __init__(self, numbers):
+        self._numbers, self._taken = numbers, 0
+
+    def __call__(self, x, rate, shape):
+        """Zeroes entries at a rate and scales the others by 1 / (1 - rate).
+
+        Args:
+          x: `[B, ...]`.
+          rate: in [0, 1), a number or an array of no axes.
+          shape: of one image's mask; it broadcasts against `x[0]`.
+
+        Returns:
+          Like x.
+        """
+        start, self._taken = self._taken, self._taken + math.prod(shape)
+        numbers = self._numbers[:, start : self._taken].reshape(x.shape[0], *shape)
+        keep = numbers < jnp.round((1 - rate) * 2**16).astype(jnp.int32)
+        kept = x / jnp.asarray(1 - rate, x.dtype)
+        return jnp.where(keep, kept, jnp.zeros_like(x))

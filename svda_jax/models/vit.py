@@ -5,7 +5,6 @@ Axes: B images, N tokens, H heads, D width, C classes, P patch side.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,9 @@ from flax import nnx
 
 from svda_jax import UserError
 from svda_jax.models.attention import ATTENTIONS, Attention
-from svda_jax.models.layers import LayerNorm, Linear
+from svda_jax.models.layers import Dropout, LayerNorm, Linear
 from svda_jax.models.ops import PLAIN
+from svda_jax.models.stack import REMATS, run_blocks
 
 POOLS = ("gap", "cls")
 DTYPES = ("float32", "bfloat16")
@@ -23,7 +23,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Everything that decides what a `ViT` computes.
+    """Everything that decides what a `ViT` computes, and how.
 
     Attributes:
       image_size: side of the square images, in pixels.
@@ -46,6 +46,8 @@ class ViTConfig:
       spectrum_init: a key of `SPECTRUM_STARTS`; read by SVDA alone.
       dtype: of the activations, "float32" or "bfloat16". Parameters, norms, softmax and
         logits are float32 in either case.
+      scan: see `run_blocks`, as for remat. Neither changes a value.
+      remat: one of `REMATS`.
 
     Raises:
       UserError: values do not fit each other; `svda_jax.config` has the rules of each.
@@ -68,9 +70,12 @@ class ViTConfig:
     attention: str = "svda"
     spectrum_init: str = "matched"
     dtype: str = "float32"
+    scan: bool = False
+    remat: str = "none"
 
     def __post_init__(self):
-        for name, choices in (("pool", POOLS), ("attention", ATTENTIONS)):
+        fields = {"pool": POOLS, "attention": ATTENTIONS, "remat": REMATS}
+        for name, choices in fields.items():
             self._require(
                 getattr(self, name) in choices, name, f"be one of {', '.join(choices)}"
             )
@@ -187,7 +192,6 @@ class Block(nnx.Module):
     def __init__(self, config, *, layer, ops, rngs):
         options = {"dtype": jnp.dtype(config.dtype), "ops": ops, "rngs": rngs}
         self.dropout = config.dropout
-        self.drop_path = config.drop_path * layer / max(config.depth - 1, 1)
         self.attention_norm = LayerNorm(config.width, **options)
         self.attention = Attention(
             config.width,
@@ -199,24 +203,26 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(config.width, **options)
         self.mlp = Mlp(config, ops=ops, rngs=rngs)
 
-    def __call__(self, x, *, drop=None, measure=None):
+    def __call__(self, x, *, drop=None, drop_path=None, measure=None):
         """`[B, N, D]` -> (`[B, N, D]`, attention's trace).
 
         Args:
           x: `[B, N, D]`.
           drop: a `Dropout` or None.
+          drop_path: rate of this block; None where no block has one.
           measure: see `Attention`.
         """
         update, trace = self.attention(self.attention_norm(x), measure=measure)
-        x = x + self._drop(update, drop)
-        x = x + self._drop(self.mlp(self.mlp_norm(x)), drop)
+        x = x + self._drop(update, drop, drop_path)
+        x = x + self._drop(self.mlp(self.mlp_norm(x)), drop, drop_path)
         return x, trace
 
-    def _drop(self, update, drop):
-        if drop is None:
-            return update
-        update = drop(update, self.dropout, update.shape[1:])
-        return drop(update, self.drop_path, (1, 1))
+    def _drop(self, update, drop, drop_path):
+        if drop is not None and self.dropout:
+            update = drop(update, self.dropout, update.shape[1:])
+        if drop is not None and drop_path is not None:
+            update = drop(update, drop_path, (1, 1))
+        return update
 
 
 class ViT(nnx.Module):
@@ -281,27 +287,42 @@ class ViT(nnx.Module):
             x = jnp.concatenate([cls, x], axis=1)
         x = x + self.position_embedding[...].astype(dtype)
 
-        drop = None
+        # Numbers that dropout takes of an image: at the embeddings, and in each block.
+        tokens = x[0].size if config.dropout else 0
+        share = 2 * (tokens + (config.drop_path > 0))
+        numbers, rates = None, _drop_path_rates(config)
         if dropout_keys is not None:
-            tokens = x[0].size * (1 + 2 * config.depth) if config.dropout else 0
-            paths = 2 * config.depth if config.drop_path else 0
-            drop = Dropout(self.ops.draw(dropout_keys, tokens + paths))
-            x = drop(x, config.dropout, x.shape[1:])
+            numbers = self.ops.draw(dropout_keys, tokens + share * config.depth)
+            if config.dropout:
+                x = Dropout(numbers)(x, config.dropout, x.shape[1:])
 
-        traces = []
-        for layer, block in enumerate(self.blocks):
+        def call(block, layer, x):
             each = measure and functools.partial(measure, layer)
-            x, trace = block(x, drop=drop, measure=each)
-            traces.append(trace)
+            if numbers is None:
+                return block(x, measure=each)
+            start = tokens + share * layer
+            own = jax.lax.dynamic_slice_in_dim(numbers, start, share, axis=1)
+            rate = rates[layer] if config.drop_path else None
+            return block(x, drop=Dropout(own), drop_path=rate, measure=each)
+
+        x, traces = run_blocks(
+            call, self.blocks, x, scan=config.scan, remat=config.remat
+        )
         x = self.norm(x.astype(jnp.float32))
         x = x[:, 0] if config.pool == "cls" else jnp.mean(x, axis=1)  # [B, D]
-        return self.head(x), tuple(traces)
+        return self.head(x), traces
 
     def orthonormality_penalty(self):
         """Mean over layers, heads and {query, key} of `orthonormality_penalty`."""
         return jnp.mean(
             jnp.stack([b.attention.orthonormality_penalty() for b in self.blocks])
         )
+
+
+def _drop_path_rates(config):
+    """`[L]` float32, from 0 to the last block's; `Dropout` tells 2^-16 apart."""
+    rates = config.drop_path * np.arange(config.depth) / max(config.depth - 1, 1)
+    return jnp.asarray(np.round(rates * 2**16) / 2**16, jnp.float32)
 
 
 def _check_images(images, config):
@@ -324,35 +345,3 @@ def _check_images(images, config):
             f"images have values from {low:.3g} to {high:.3g}; the model takes them as "
             "they are stored, 0 to 255"
         )
-
-
-class Dropout:
-    """Dropout of a whole forward pass, from one draw of random numbers.
-
-    A draw of its own for every place would cost more than the numbers do: on two CPU
-    cores it doubled the time of a training step (width 64, 4 layers, JAX 0.10).
-
-    Args:
-      numbers: `[B, size]` uint16, as many as all calls together take of an image.
-    """
-
-    def __init__(self, numbers):
-        self._numbers, self._taken = numbers, 0
-
-    def __call__(self, x, rate, shape):
-        """Zeroes entries at a rate and scales the others by 1 / (1 - rate).
-
-        Args:
-          x: `[B, ...]`.
-          rate: in [0, 1).
-          shape: of one image's mask; it broadcasts against `x[0]`.
-
-        Returns:
-          Like x.
-        """
-        if rate == 0:
-            return x
-        start, self._taken = self._taken, self._taken + math.prod(shape)
-        numbers = self._numbers[:, start : self._taken].reshape(x.shape[0], *shape)
-        keep = numbers < round((1 - rate) * 2**16)
-        return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

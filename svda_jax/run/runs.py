@@ -25,7 +25,6 @@ from svda_jax.config import (
     OPTIONS,
     check,
     flatten,
-    from_json,
     to_json,
     vit_config,
 )
@@ -35,7 +34,7 @@ from svda_jax.models.vit import ViT, abstract_params, create_graphdef
 from svda_jax.run.checkpoints import Checkpoints
 
 # What a run may go on with another value of: its length, where data lies, how it is
-# read, what is written and shown. The rest says what the run is.
+# read, what is written and shown, what memory it takes. The rest says what the run is.
 _MAY_DIFFER = (
     "compile_cache",
     "eval_every_epochs",
@@ -48,6 +47,8 @@ _MAY_DIFFER = (
     "dataset.num_threads",
     "dataset.num_workers",
     "dataset.skip_corrupt",
+    "model.remat",
+    "model.scan",
     *(key for key in OPTIONS if key.startswith("checkpoint.")),
 )
 
@@ -109,7 +110,7 @@ def load(workdir):
 def _load_model(workdir):
     """Config, model and step of a run that has a checkpoint."""
     config = load_config(workdir)
-    model_config = vit_config(config)
+    model_config = dataclasses.replace(vit_config(config), scan=False, remat="none")
     graphdef = create_graphdef(model_config)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
         device = jax.sharding.SingleDeviceSharding(
@@ -184,7 +185,7 @@ def load_config(workdir):
     if not path.exists():
         raise UserError(f"{workdir} holds no run (no {path.name})")
     try:
-        return from_json(path.read_text())
+        return check(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 

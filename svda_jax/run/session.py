@@ -65,10 +65,10 @@ class Session:
         return self.last_saved, restored
 
     def open(self, mesh, params, train_data, eval_data, num_steps):
-        """Makes the folder where there is none, and says what is trained.
+        """Says what is trained. Nothing is written yet.
 
         Raises:
-          UserError: the folder cannot be written, or the run in it is longer already.
+          UserError: the run in the folder is longer already.
         """
         step = self.last_saved
         if step > num_steps:
@@ -77,16 +77,6 @@ class Session:
                 f"run in {self.workdir} has made {step:,}"
             )
         if self._first:
-            renewed = runs.create_workdir(self.config, self.workdir)
-            runs.write_class_names(self.workdir, train_data.class_names)
-            if renewed:
-                # The lock is on the file, which is a new one.
-                self._stack.enter_context(runs.hold(self.workdir))
-            devices = console.describe_devices(mesh)
-            self._history = History(self.workdir, last_step=step, attrs=devices)
-            self._events = self._stack.enter_context(
-                EventWriter(self.workdir, self.config, last_step=step)
-            )
             console.say_start(
                 self.config, self.workdir, mesh, params, train_data, eval_data
             )
@@ -96,6 +86,25 @@ class Session:
                     print(f"{key} is {new} from here on, it was {old}")
                 if "num_epochs" in self._changed:
                     print("the learning rate goes on as in a run of the new length")
+
+    def begin(self, mesh, class_names, num_steps):
+        """Makes the folder where there is none, and opens what is written into it.
+
+        Raises:
+          UserError: the folder cannot be written.
+        """
+        step = self.last_saved
+        if self._first:
+            renewed = runs.create_workdir(self.config, self.workdir)
+            runs.write_class_names(self.workdir, class_names)
+            if renewed:
+                # The lock is on the file, which is a new one.
+                self._stack.enter_context(runs.hold(self.workdir))
+            devices = console.describe_devices(mesh)
+            self._history = History(self.workdir, last_step=step, attrs=devices)
+            self._events = self._stack.enter_context(
+                EventWriter(self.workdir, self.config, last_step=step)
+            )
         processes.synchronize("workdir")
         self._bar = self._stack.enter_context(
             console.progress_bar(

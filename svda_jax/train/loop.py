@@ -21,6 +21,7 @@ from svda_jax.train.compiled import (
 )
 from svda_jax.train.due import Due
 from svda_jax.train.in_flight import Clock, InFlight
+from svda_jax.train.memory import compile_step
 from svda_jax.train.metrics import Metrics
 from svda_jax.train.profile import profiled
 from svda_jax.train.steps import TrainState
@@ -35,7 +36,8 @@ def train_and_evaluate(config, workdir):
 
     Raises:
       UserError: the config, the data set or workdir is not what it should be, and
-        nothing has been compiled or written then; or workdir cannot be written later.
+        nothing has been compiled or written then; a step does not fit in memory, and
+        nothing has been written; or workdir cannot be written later.
       FloatingPointError: loss or gradient was not finite more often in a row than
         allowed; the message names the step and the last checkpoint.
     """
@@ -73,6 +75,12 @@ def train_and_evaluate(config, workdir):
             vars(abstract_state), parallel.replicated(mesh)
         )
         session.open(mesh, abstract_state.params, train_data, eval_data, due.num_steps)
+        memory = compile_step(
+            train_step, abstract_state, keys.step, config=config, mesh=mesh
+        )
+        session.begin(mesh, train_data.class_names, due.num_steps)
+        if memory:
+            session.say(memory)
         state = TrainState(**restored) if restored else init(keys.init)
         if start:
             state = state.with_params(parallel.replicate(start, mesh))
