@@ -167,13 +167,18 @@ def test_what_concerns_length_machine_and_output_may_change(
         "checkpoint__keep_last": 3,
         "dataset__skip_corrupt": True,
         "dataset__num_threads": 2,
+        "model__scan": True,
+        "model__remat": "nothing_saveable",
     }
     train_and_evaluate(make_config(**{**OPTIONS, **changes}), workdir)
     out = capsys.readouterr().out
     assert "resuming at step 10 of 13" in out
     assert "num_epochs is 4 from here on, it was 3" in out
     assert "dataset.skip_corrupt is True from here on, it was False" in out
+    assert "model.scan is True from here on, it was False" in out
     assert runs.load_config(workdir).num_epochs == 4
+    model = runs.load(workdir).model.config
+    assert (model.scan, model.remat) == (False, "none")
     schedule = create_schedule(2e-3, num_steps=13, warmup_steps=1)
     rates = read_history(workdir)["learning_rate"]
     # Near its end the schedule is 1 + cos, whose rounding is that of 1.

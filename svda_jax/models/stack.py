@@ -9,9 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-# What is kept of a block for its gradient: all, what the policy of that name in
-# `jax.checkpoint_policies` says (products without batch axes), or its input alone.
+# What is kept of a block for its gradient: all that is not cheap, what the policy of
+# that name in `jax.checkpoint_policies` says (products without batch axes), or its
+# input alone.
 REMATS = ("none", "dots_with_no_batch_dims_saveable", "nothing_saveable")
+
+# Primitives whose results are kept by a loop that keeps "all".
+_COSTLY = ("dot_general", "pallas_call", "dot_product_attention_fwd_wrapper")
 
 
 def run_blocks(call, blocks, x, *, scan, remat):
@@ -42,12 +46,12 @@ def run_blocks(call, blocks, x, *, scan, remat):
             x, trace = call(nnx.merge(graphdef, state), layer, x)
             return x, trace._replace(scale=None)  # a number, which it stays
 
-        if remat != "none":
-            policy = getattr(jax.checkpoint_policies, remat)
+        alone = len(layers) == 1
+        if remat != "none" or not alone:
+            policy = getattr(jax.checkpoint_policies, remat, _is_costly)
             # The gradient of a loop is another loop, which XLA cannot merge with it.
-            alone = len(layers) == 1
             step = jax.checkpoint(step, policy=policy, prevent_cse=alone)
-        if len(layers) == 1:
+        if alone:
             x, trace = step(x, (layers[0], states[0]))
             found = [trace]
         else:
@@ -59,6 +63,16 @@ def run_blocks(call, blocks, x, *, scan, remat):
             ]
         traces += [trace._replace(scale=scale) for trace in found]
     return x, tuple(traces)
+
+
+def _is_costly(primitive, *args, **params):
+    """The policy of a loop without remat.
+
+    By itself a loop keeps every array that a gradient reads. XLA, which computes the
+    cheap ones again where it sees all blocks, cannot change that: of ViT-S/16 on a TPU
+    v5e, 128 images a device, 9.4 GB were kept in place of 2.4.
+    """
+    return primitive.name in _COSTLY
 
 
 def _kind(graphdef, state):
