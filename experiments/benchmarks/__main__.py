@@ -10,7 +10,7 @@
     python -m experiments.benchmarks augment      the step with augmentation
     python -m experiments.benchmarks checkpoint   what saving adds
     python -m experiments.benchmarks indicators   evaluation with the indicators
-    python -m experiments.benchmarks accelerators  the step compiled for a TPU
+    python -m experiments.benchmarks accelerators  the step compiled for TPUs
     python -m experiments.benchmarks input        streaming, beside tf.data
 
 Variants are timed in turn (training steps in a process each) and compared by the ratio
@@ -27,7 +27,8 @@ from svda_jax.devices.memory import keep_memory
 
 # The module that has a table's function.
 TABLES = {
-    "accelerators": "accelerators",
+    "accelerators_v5e": "accelerators",
+    "accelerators_v6e": "accelerators",
     "augment": "costs",
     "checkpoint": "costs",
     "indicators": "costs",
@@ -46,15 +47,17 @@ OUT = pathlib.Path(__file__).parents[1] / "results"
 def main(argv=None):
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks")
-    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("table", choices=[*TABLES, "accelerators"])
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--out", type=pathlib.Path, default=OUT)
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats={args.repeats} must be positive")
-    module = importlib.import_module(f"experiments.benchmarks.{TABLES[args.table]}")
-    table = getattr(module, args.table)(args.repeats)
-    print(table.write(args.table, args.out))
+    for name in TABLES:
+        if name == args.table or name.startswith(f"{args.table}_"):
+            module = importlib.import_module(f"experiments.benchmarks.{TABLES[name]}")
+            table = getattr(module, name)(args.repeats)
+            print(table.write(name, args.out))
 
 
 if __name__ == "__main__":

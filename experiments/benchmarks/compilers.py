@@ -1,0 +1,220 @@
+"""What compilers for accelerators that are not there say of a program.
+
+TPUs need libtpu. Nothing is timed but the compiler itself.
+"""
+
+import atexit
+import functools
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from svda_jax.devices import parallel
+from svda_jax.models.ops.tpu import count_stacked
+
+# A gather or scatter of as many numbers goes pixel by pixel, a slow path of TPUs.
+MANY_NUMBERS = 2**16
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all")
+
+
+class Machine(NamedTuple):
+    """An accelerator, as its maker describes it.
+
+    Attributes:
+      name: its own.
+      topology: the smallest that a compiler takes.
+      clock: cycles a second.
+      flops: a second, of bfloat16 products added up in float32.
+      bandwidth: of its memory, bytes a second.
+    """
+
+    name: str
+    topology: str
+    clock: float
+    flops: float
+    bandwidth: float
+
+
+MACHINES = {
+    "v5e": Machine("TPU v5e", "v5e:2x2", 1.5e9, 197e12, 819e9),
+    "v6e": Machine("TPU v6e", "v6e:2x2", 1.75e9, 918e12, 1640e9),
+}
+
+
+class Estimate(NamedTuple):
+    """What a compiler says of a program.
+
+    Attributes:
+      cycles: estimated, of its fusions, and of the kernels; loops as often as they run.
+      kernel_cycles: those of the kernels: bundles of instructions, one a cycle, of a
+        pass through a kernel's code, times its passes.
+      bytes: accessed; a kernel's operands and results count once.
+      flops: of its products, a kernel's not among them.
+      arguments: bytes that the device holds of them.
+      temporaries: bytes beside arguments and results.
+      code: bytes of the program.
+      kernels: how often each is called, by name.
+      collectives: how many of each, by name.
+      loops: how many.
+      gathers: of `MANY_NUMBERS` and more, scatters among them.
+      seconds: that compiling took.
+    """
+
+    cycles: float
+    kernel_cycles: float
+    bytes: float
+    flops: float
+    arguments: int
+    temporaries: int
+    code: int
+    kernels: dict[str, int]
+    collectives: dict[str, int]
+    loops: int
+    gathers: int
+    seconds: float
+
+
+@functools.cache
+def describe_devices(topology):
+    """Devices of a topology such as "v5e:2x2", of which none need be here."""
+    jax.config.update("jax_platforms", "cpu")  # there is no TPU to wait for,
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nor to ask for,
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor to lock
+    os.environ["LIBTPU_INIT_ARGS"] = (  # the compiler writes its kernels' schedules
+        f"--xla_jf_dump_to={_dumps()} --xla_jf_dump_llo_text=true "
+        "--xla_jf_dump_llo_pass_label_regex=final_bundles"
+    )
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+
+
+@functools.cache
+def _dumps():
+    path = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, path)
+    return path
+
+
+def estimate(function, args, *, passes):
+    """Compiles a jitted function.
+
+    Args:
+      function: jitted.
+      args: pytrees of `jax.ShapeDtypeStruct`, from `place`.
+      passes: of a kernel through its code, from `count_passes`.
+
+    Returns:
+      An `Estimate`.
+    """
+    start = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    return Estimate(
+        bytes=cost["bytes accessed"],
+        flops=cost["flops"],
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        seconds=seconds,
+        **read_program(compiled.as_text(), _read_bundles(), passes),
+    )
+
+
+def place(tree, sharding):
+    """The shapes of a pytree's arrays, with a sharding."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def place_batch(config, batch_size, mesh, **more: Any):
+    """Shapes of images and labels, and of what else `eval_step` reads, on a mesh."""
+    side = config.image_size
+    shapes = {
+        "image": ((batch_size, side, side, config.channels), "uint8"),
+        "label": ((batch_size,), "int32"),
+        **{name: ((batch_size,), dtype) for name, dtype in more.items()},
+    }
+    shapes = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+    return place(shapes, parallel.split(mesh))
+
+
+def count_passes(config, batch_size):
+    """How often a kernel passes through its code for a device's batch."""
+    num_tokens = config.grid**2 + (config.pool == "cls")
+    return batch_size // count_stacked(batch_size, num_tokens, config.dtype)
+
+
+def _read_bundles():
+    """Bundles of instructions of the kernels compiled since the last call, by name."""
+    bundles = {}
+    for path in _dumps().iterdir():
+        name = re.search(r"attend_[a-z]+", path.name)
+        if name and path.name.endswith("schedule-analysis_final_bundles.txt"):
+            count = re.search(r"total scheduled bundles: +(\d+)", path.read_text())
+            bundles[name[0]] = int(count[1])
+        path.unlink()
+    return bundles
+
+
+def read_program(text, bundles, passes):
+    """What a compiled program's text says.
+
+    Args:
+      text: of all computations.
+      bundles: of a pass through each kernel, by name.
+      passes: of each call of a kernel.
+
+    Returns:
+      A dict of the `Estimate`'s counts.
+    """
+    computations, name = {}, None
+    for line in text.splitlines():
+        if start := re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line):
+            name = "ENTRY" if start[1] else start[2]
+            computations[name] = []
+        elif name:
+            computations[name].append(line)
+
+    def count(name):
+        """Cycles of a computation, those of its kernels, and these kernels."""
+        cycles, in_kernels, kernels = 0, 0, {}
+        for line in computations[name]:
+            if found := re.search(r'"estimated_cycles":"(\d+)"', line):
+                cycles += int(found[1])
+            if '"tpu_custom_call"' in line:
+                kernel = re.search(r"attend_[a-z]+", line)[0]
+                in_kernels += passes * bundles[kernel]
+                kernels[kernel] = kernels.get(kernel, 0) + 1
+            if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
+                times = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
+                times = int(times[1]) if times else 1
+                more = count(loop[1])
+                cycles, in_kernels = (
+                    cycles + times * more[0],
+                    in_kernels + times * more[1],
+                )
+                for kernel, number in more[2].items():
+                    kernels[kernel] = kernels.get(kernel, 0) + times * number
+        return cycles, in_kernels, kernels
+
+    cycles, in_kernels, kernels = count("ENTRY")
+    gathers = re.findall(r"= \w+\[([\d,]*)\]\S* (?:gather|scatter)\(", text)
+    sizes = [functools.reduce(int.__mul__, map(int, s.split(",")), 1) for s in gathers]
+    collectives = {c: len(re.findall(rf" {c}(?:-start)?\(", text)) for c in COLLECTIVES}
+    return {
+        "cycles": cycles + in_kernels,
+        "kernel_cycles": in_kernels,
+        "kernels": kernels,
+        "collectives": {c: number for c, number in collectives.items() if number},
+        "loops": len(re.findall(r" while\(", text)),
+        "gathers": sum(size >= MANY_NUMBERS for size in sizes),
+    }
