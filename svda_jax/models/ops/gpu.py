@@ -1,18 +1,127 @@
-"""The operations on NVIDIA GPUs: attention by cuDNN's fused kernel."""
+"""The operations on NVIDIA GPUs: attention by cuDNN's fused kernel.
+
+What surrounds the products moves memory alone. Gradients are written out, so that each
+keeps what the forward pass has in memory anyway, and sums over rows of a matrix.
+"""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from svda_jax.models.ops import plain
-from svda_jax.models.ops.plain import draw, embed, layer_norm, linear, normalize
+from svda_jax.models.ops.plain import EPSILON, cut, draw, normalize
 
 __all__ = ["attend", "draw", "embed", "layer_norm", "linear", "normalize"]
+
+# What a sigma of 0 is taken as: it adds nothing to a score, and can be divided by.
+TINY = 2.0**-100
 
 
 def has_kernel(device):
     """Whether cuDNN has the kernel for a device: compute capability 8.0 and later."""
     major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
     return major.isdigit() and minor.isdigit() and int(major) >= 8
+
+
+def linear(x, kernel, bias):
+    """`plain.linear` as one product of two matrices, whose kernel adds the bias."""
+    num_inputs = kernel.ndim - bias.ndim
+    size = math.prod(kernel.shape[:num_inputs])
+    rows = x.reshape(-1, size) @ kernel.astype(x.dtype).reshape(size, -1)
+    y = _add(rows, bias.reshape(-1))
+    return y.reshape(*x.shape[: x.ndim - num_inputs], *bias.shape)
+
+
+@jax.custom_vjp
+def _add(rows, bias):
+    """`[M, D]` + `[D]` float32; the bias' gradient adds up in float32."""
+    return rows + bias.astype(rows.dtype)
+
+
+_add.defvjp(
+    lambda rows, bias: (_add(rows, bias), None),
+    lambda _, grad: (grad, jnp.sum(grad, axis=0, dtype=jnp.float32)),
+)
+
+
+def embed(images, kernel, bias, *, patch_size):
+    """`plain.embed` by this `linear`."""
+    return linear(cut(images, patch_size), kernel, bias)
+
+
+def layer_norm(x, scale, bias):
+    """`plain.layer_norm`; its gradient keeps x and two numbers a row."""
+    return _layer_norm(x.reshape(-1, x.shape[-1]), scale, bias).reshape(x.shape)
+
+
+@jax.custom_vjp
+def _layer_norm(x, scale, bias):
+    return _layer_norm_forward(x, scale, bias)[0]
+
+
+def _layer_norm_forward(x, scale, bias):
+    mean, inverse = _moments(x)
+    y = (x - mean) * inverse * scale + bias
+    return y.astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _moments(x):
+    y = x.astype(jnp.float32)
+    mean = jnp.mean(y, axis=-1, keepdims=True)
+    if x.dtype == jnp.float32:
+        variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
+    else:
+        variance = jnp.mean(jnp.square(y), axis=-1, keepdims=True) - jnp.square(mean)
+        variance = jnp.maximum(variance, 0)
+    return mean, jax.lax.rsqrt(variance + 1e-6)
+
+
+def _layer_norm_backward(saved, grad):
+    x, mean, inverse, scale = saved
+    grad = grad.astype(jnp.float32)
+    x_hat = (x - mean) * inverse
+    change = grad * scale
+    along = jnp.mean(change * x_hat, axis=-1, keepdims=True)
+    change = change - jnp.mean(change, axis=-1, keepdims=True) - x_hat * along
+    return (
+        (change * inverse).astype(x.dtype),
+        jnp.sum(grad * x_hat, axis=0),
+        jnp.sum(grad, axis=0),
+    )
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+@jax.custom_vjp
+def _direct(x, sigma):
+    """x_hat * sigma."""
+    return _direct_forward(x, sigma)[0]
+
+
+def _direct_forward(x, sigma):
+    y = x.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.maximum(squared, EPSILON**2))  # [..., 1]
+    out = (y * inverse * sigma).astype(x.dtype)
+    return out, (out, inverse, sigma)
+
+
+def _direct_backward(saved, grad):
+    out, inverse, sigma = saved
+    grad = grad.astype(jnp.float32)
+    x_hat = out / sigma
+    along = jnp.sum(grad * out, axis=-1, keepdims=True)
+    change = grad * sigma - x_hat * jnp.where(inverse < 1 / EPSILON, along, 0)
+    return (
+        (change * inverse).astype(out.dtype),
+        jnp.sum((grad * x_hat).reshape(-1, *sigma.shape), axis=0),
+    )
+
+
+_direct.defvjp(_direct_forward, _direct_backward)
 
 
 def attend(query, key, value, sigma, *, unit):
@@ -30,9 +139,12 @@ def attend(query, key, value, sigma, *, unit):
     if not fits:
         return plain.attend(query, key, value, sigma, unit=unit)
     if unit:
-        query, key = normalize(query), normalize(key)
+        sigma = jnp.where(jnp.abs(sigma) < TINY, TINY, sigma)
+        query, key = _direct(query, sigma), _direct(key, jnp.ones_like(sigma))
+    else:
+        query = (query * sigma).astype(query.dtype)
     batch, num_tokens = query.shape[:2]
-    query, lengths = (query * sigma).astype(query.dtype), None
+    lengths = None
     if num_tokens % 2:
         more = ((0, 0), (0, 1), (0, 0), (0, 0))
         query, key, value = (jnp.pad(x, more) for x in (query, key, value))
