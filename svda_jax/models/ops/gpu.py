@@ -1,10 +1,10 @@
 """The operations on NVIDIA GPUs: attention by cuDNN's fused kernel.
 
-What surrounds the products moves memory alone. Gradients are written out, so that each
-keeps what the forward pass has in memory anyway, and sums over rows of a matrix.
+Beside the products a step moves memory: each gradient is written out to keep what is in
+memory anyway, and sums over the rows of a matrix. What XLA (of JAX 0.12) makes of these
+forms for an H100 is in experiments/results/benchmark_accelerators_h100.md.
 """
 
-import functools
 import math
 
 import jax
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from svda_jax.models.ops import plain
 from svda_jax.models.ops.plain import EPSILON, cut, draw, normalize
 
-__all__ = ["attend", "draw", "embed", "layer_norm", "linear", "normalize"]
+__all__ = ["attend", "draw", "embed", "gelu", "layer_norm", "linear", "normalize"]
 
-# What a sigma of 0 is taken as: it adds nothing to a score, and can be divided by.
+# What a smaller sigma is taken as: it adds nothing to a score, and can be divided by.
 TINY = 2.0**-100
 
 
@@ -36,7 +36,7 @@ def linear(x, kernel, bias):
 
 @jax.custom_vjp
 def _add(rows, bias):
-    """`[M, D]` + `[D]` float32; the bias' gradient adds up in float32."""
+    """`[M, D]` + `[D]` float32. What the bias' gradient adds up is float32."""
     return rows + bias.astype(rows.dtype)
 
 
@@ -51,6 +51,14 @@ def embed(images, kernel, bias, *, patch_size):
     return linear(cut(images, patch_size), kernel, bias)
 
 
+def gelu(x):
+    """`jax.nn.gelu`; its gradient keeps x alone.
+
+    The product in front of it then writes GELU(x) beside x itself.
+    """
+    return jax.checkpoint(jax.nn.gelu)(x)
+
+
 def layer_norm(x, scale, bias):
     """`plain.layer_norm`; its gradient keeps x and two numbers a row."""
     return _layer_norm(x.reshape(-1, x.shape[-1]), scale, bias).reshape(x.shape)
@@ -62,20 +70,9 @@ def _layer_norm(x, scale, bias):
 
 
 def _layer_norm_forward(x, scale, bias):
-    mean, inverse = _moments(x)
+    mean, inverse = plain.moments(x)
     y = (x - mean) * inverse * scale + bias
     return y.astype(x.dtype), (x, mean, inverse, scale)
-
-
-def _moments(x):
-    y = x.astype(jnp.float32)
-    mean = jnp.mean(y, axis=-1, keepdims=True)
-    if x.dtype == jnp.float32:
-        variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
-    else:
-        variance = jnp.mean(jnp.square(y), axis=-1, keepdims=True) - jnp.square(mean)
-        variance = jnp.maximum(variance, 0)
-    return mean, jax.lax.rsqrt(variance + 1e-6)
 
 
 def _layer_norm_backward(saved, grad):
@@ -95,35 +92,6 @@ def _layer_norm_backward(saved, grad):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
-@jax.custom_vjp
-def _direct(x, sigma):
-    """x_hat * sigma."""
-    return _direct_forward(x, sigma)[0]
-
-
-def _direct_forward(x, sigma):
-    y = x.astype(jnp.float32)
-    squared = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
-    inverse = jax.lax.rsqrt(jnp.maximum(squared, EPSILON**2))  # [..., 1]
-    out = (y * inverse * sigma).astype(x.dtype)
-    return out, (out, inverse, sigma)
-
-
-def _direct_backward(saved, grad):
-    out, inverse, sigma = saved
-    grad = grad.astype(jnp.float32)
-    x_hat = out / sigma
-    along = jnp.sum(grad * out, axis=-1, keepdims=True)
-    change = grad * sigma - x_hat * jnp.where(inverse < 1 / EPSILON, along, 0)
-    return (
-        (change * inverse).astype(out.dtype),
-        jnp.sum((grad * x_hat).reshape(-1, *sigma.shape), axis=0),
-    )
-
-
-_direct.defvjp(_direct_forward, _direct_backward)
-
-
 def attend(query, key, value, sigma, *, unit):
     """`plain.attend`; scores and softmax stay in the kernel, in float32.
 
@@ -132,23 +100,22 @@ def attend(query, key, value, sigma, *, unit):
     """
     fits = (
         query.shape == key.shape == value.shape
-        and query.dtype in (jnp.bfloat16, jnp.float16)
+        and query.dtype == jnp.bfloat16
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 128
     )
     if not fits:
         return plain.attend(query, key, value, sigma, unit=unit)
-    if unit:
-        sigma = jnp.where(jnp.abs(sigma) < TINY, TINY, sigma)
-        query, key = _direct(query, sigma), _direct(key, jnp.ones_like(sigma))
-    else:
-        query = (query * sigma).astype(query.dtype)
     batch, num_tokens = query.shape[:2]
     lengths = None
     if num_tokens % 2:
         more = ((0, 0), (0, 1), (0, 0), (0, 0))
         query, key, value = (jnp.pad(x, more) for x in (query, key, value))
         lengths = jnp.full(batch, num_tokens, jnp.int32)
+    if unit:
+        query, key = _stretch(query, sigma), _stretch(key, jnp.ones_like(sigma))
+    else:
+        query = (query * sigma).astype(query.dtype)
     out = jax.nn.dot_product_attention(
         query,
         key,
@@ -158,3 +125,35 @@ def attend(query, key, value, sigma, *, unit):
         implementation="cudnn",
     )
     return out[:, :num_tokens]
+
+
+@jax.custom_vjp
+def _stretch(x, sigma):
+    """`normalize(x) * sigma`, `[B, N, H, K]` and `[H, K]`.
+
+    The gradient reads the result, which the kernel keeps too, and a number a row.
+    """
+    return _stretch_forward(x, sigma)[0]
+
+
+def _stretch_forward(x, sigma):
+    sigma = jnp.where(jnp.abs(sigma) < TINY, TINY, sigma)
+    y = x.astype(jnp.float32)
+    squared = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.maximum(squared, EPSILON**2))  # [B, N, H, 1]
+    # Without the barrier XLA computes the result once more in the gradient, and keeps x.
+    out = jax.lax.optimization_barrier((y * inverse * sigma).astype(x.dtype))
+    return out, (out, inverse, sigma)
+
+
+def _stretch_backward(saved, grad):
+    out, inverse, sigma = saved
+    grad = grad.astype(jnp.float32)
+    x_hat = out / sigma
+    along = jnp.sum(grad * out, axis=-1, keepdims=True)
+    # A vector shorter than EPSILON is only multiplied by 1 / EPSILON.
+    change = grad * sigma - x_hat * jnp.where(inverse < 1 / EPSILON, along, 0)
+    return (change * inverse).astype(out.dtype), jnp.sum(grad * x_hat, axis=(0, 1))
+
+
+_stretch.defvjp(_stretch_forward, _stretch_backward)
