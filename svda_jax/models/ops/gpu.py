@@ -141,7 +141,7 @@ def _stretch_forward(x, sigma):
     y = x.astype(jnp.float32)
     squared = jnp.sum(jnp.square(y), axis=-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.maximum(squared, EPSILON**2))  # [B, N, H, 1]
-    # Without the barrier XLA computes the result once more in the gradient, and keeps x.
+    # Without the barrier XLA computes the result again in the gradient, and keeps x.
     out = jax.lax.optimization_barrier((y * inverse * sigma).astype(x.dtype))
     return out, (out, inverse, sigma)
 
