@@ -226,6 +226,18 @@ def test_gradient_of_normalize_at_zero_is_that_of_a_product(ops):
     np.testing.assert_allclose(grad, direction / EPSILON, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gelu_equals_that_of_jax(rng, ops, dtype):
+    x, direction = (jnp.asarray(rng.normal(size=(3, 7)), dtype) for _ in range(2))
+    found, expected = (
+        pull_back(function, (x,), direction) for function in (ops.gelu, jax.nn.gelu)
+    )
+    for actual, wanted in zip(found, expected, strict=True):
+        assert actual.dtype == wanted.dtype
+        # Compiled alike but for what is rounded between: bfloat16 has 8 bits.
+        assert_close(actual, wanted, 1e-2 if dtype == jnp.bfloat16 else 1e-6)
+
+
 def test_machines_draw_the_same_numbers(ops):
     keys = jax.random.split(jax.random.key(0), 3)
     numbers = ops.draw(keys, 5)

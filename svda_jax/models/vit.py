@@ -180,10 +180,11 @@ class Mlp(nnx.Module):
         options = {"dtype": jnp.dtype(config.dtype), "ops": ops, "rngs": rngs}
         self.hidden = Linear(config.width, config.mlp_dim, **options)
         self.out = Linear(config.mlp_dim, config.width, **options)
+        self.ops = ops
 
     def __call__(self, x):
         """`[B, N, D]` -> `[B, N, D]`."""
-        return self.out(jax.nn.gelu(self.hidden(x)))
+        return self.out(self.ops.gelu(self.hidden(x)))
 
 
 class Block(nnx.Module):

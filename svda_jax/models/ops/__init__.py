@@ -7,6 +7,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+
 from svda_jax.models.ops import cpu, gpu, plain, tpu
 
 
@@ -22,6 +24,7 @@ class Ops(NamedTuple):
       observe: (function, query, key, value, sigma, noise, unit) -> attention, and the
         function of its rows.
       draw: (keys, size) -> the random numbers of dropout.
+      gelu: x -> GELU(x) by tanh, `jax.nn.gelu` where a module has no other form.
     """
 
     linear: Callable
@@ -31,11 +34,13 @@ class Ops(NamedTuple):
     attend: Callable
     observe: Callable
     draw: Callable
+    gelu: Callable = jax.nn.gelu
 
     @classmethod
     def of(cls, module):
         """The operations that a module has under these names."""
-        return cls(*(getattr(module, name) for name in cls._fields))
+        names = (name for name in cls._fields if hasattr(module, name))
+        return cls(**{name: getattr(module, name) for name in names})
 
 
 PLAIN = Ops.of(plain)

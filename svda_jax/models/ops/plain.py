@@ -70,6 +70,13 @@ def layer_norm(x, scale, bias):
 
     Source: Ba et al. 2016.
     """
+    mean, inverse = moments(x)
+    y = (x - mean) * inverse
+    return (y * scale + bias).astype(x.dtype)
+
+
+def moments(x):
+    """Mean and 1 / sqrt(variance + 1e-6) over the last axis, `[..., 1]` float32."""
     y = x.astype(jnp.float32)
     mean = jnp.mean(y, axis=-1, keepdims=True)
     if x.dtype == jnp.float32:
@@ -77,8 +84,7 @@ def layer_norm(x, scale, bias):
     else:  # squares of 16 bits are exact in float32: one pass takes both means
         variance = jnp.mean(jnp.square(y), axis=-1, keepdims=True) - jnp.square(mean)
         variance = jnp.maximum(variance, 0)
-    y = (y - mean) * jax.lax.rsqrt(variance + 1e-6)
-    return (y * scale + bias).astype(x.dtype)
+    return mean, jax.lax.rsqrt(variance + 1e-6)
 
 
 @jax.custom_jvp
