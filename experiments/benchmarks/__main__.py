@@ -10,9 +10,10 @@
     python -m experiments.benchmarks augment      the step with augmentation
     python -m experiments.benchmarks checkpoint   what saving adds
     python -m experiments.benchmarks indicators   evaluation with the indicators
-    python -m experiments.benchmarks accelerators  the step compiled for TPUs
+    python -m experiments.benchmarks accelerators  the step compiled for TPUs and GPUs
     python -m experiments.benchmarks input        streaming, beside tf.data
 
+accelerators_v5e, accelerators_v6e and accelerators_h100 are those of one machine each.
 Variants are timed in turn (training steps in a process each) and compared by the ratio
 of neighbours, so that what else the machine does falls on all of them. Results go
 to experiments/results/benchmark_<name>.md and .json. PyTorch and TensorFlow are
@@ -22,13 +23,16 @@ optional: requirements-benchmark.txt.
 import argparse
 import importlib
 import pathlib
+import sys
 
+from svda_jax import UserError
 from svda_jax.devices.memory import keep_memory
 
 # The module that has a table's function.
 TABLES = {
     "accelerators_v5e": "accelerators",
     "accelerators_v6e": "accelerators",
+    "accelerators_h100": "accelerators",
     "augment": "costs",
     "checkpoint": "costs",
     "indicators": "costs",
@@ -56,7 +60,10 @@ def main(argv=None):
     for name in TABLES:
         if name == args.table or name.startswith(f"{args.table}_"):
             module = importlib.import_module(f"experiments.benchmarks.{TABLES[name]}")
-            table = getattr(module, name)(args.repeats)
+            try:
+                table = getattr(module, name)(args.repeats)
+            except UserError as error:
+                sys.exit(f"error: {error}")
             print(table.write(name, args.out))
 
 

@@ -1,10 +1,12 @@
 """What compilers for accelerators that are not there say of a program.
 
-TPUs need libtpu. Nothing is timed but the compiler itself.
+TPUs need libtpu, GPUs JAX's CUDA wheels: requirements-benchmark.txt. Nothing is timed
+but the compiler itself.
 """
 
 import atexit
 import functools
+import importlib.util
 import os
 import pathlib
 import re
@@ -16,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import topologies
 
+from experiments.benchmarks.hlo import count_bytes
+from svda_jax import UserError
 from svda_jax.devices import parallel
 from svda_jax.models.ops.tpu_kernels import count_stacked
 
@@ -31,22 +35,49 @@ class Machine(NamedTuple):
     Attributes:
       name: its own.
       topology: the smallest that a compiler takes.
-      clock: cycles a second.
+      clock: cycles a second; None where the compiler estimates no cycles.
       flops: a second, of bfloat16 products added up in float32.
       bandwidth: of its memory, bytes a second.
+      options: of the compiler.
     """
 
     name: str
     topology: str
-    clock: float
+    clock: float | None
     flops: float
     bandwidth: float
+    options: dict[str, Any] | None = None
 
 
 MACHINES = {
     "v5e": Machine("TPU v5e", "v5e:2x2", 1.5e9, 197e12, 819e9),
     "v6e": Machine("TPU v6e", "v6e:2x2", 1.75e9, 918e12, 1640e9),
+    # Products by cuBLAS: XLA's own are chosen by trying them on the device.
+    "h100": Machine(
+        "NVIDIA H100 SXM",
+        "1x1x1",
+        None,
+        989e12,
+        3350e9,
+        {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0},
+    ),
 }
+
+# The card, as XLA writes one down that is there (`gpu_device_info`).
+_H100 = """
+platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
+gpu_device_info {
+  cuda_compute_capability { major: 9 minor: 0 feature_extension: ACCELERATED_FEATURES }
+  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98
+  device_memory_size: 84929347584 memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800 shared_memory_per_core: 233472
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448
+  threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+}
+dnn_version_info { major: 9 minor: 28 } runtime_version { major: 12 minor: 9 patch: 0 }
+"""
 
 
 class Estimate(NamedTuple):
@@ -54,14 +85,15 @@ class Estimate(NamedTuple):
 
     Attributes:
       cycles: estimated, of its fusions, and of the kernels; loops as often as they run.
+        0 for a GPU, as the next.
       kernel_cycles: those of the kernels: bundles of instructions, one a cycle, of a
         pass through a kernel's code, times its passes.
-      bytes: accessed; a kernel's operands and results count once.
-      flops: of its products, a kernel's not among them.
+      bytes: accessed; a kernel's operands and results count once. For a GPU, those of
+        `hlo.count_bytes`.
       arguments: bytes that the device holds of them.
       temporaries: bytes beside arguments and results.
-      code: bytes of the program.
-      kernels: how often each is called, by name.
+      code: bytes of the program; 0 for a GPU, whose compiler does not say.
+      kernels: how often each is called, by name: those of attention, and of libraries.
       collectives: how many of each, by name.
       loops: how many.
       gathers: of `MANY_NUMBERS` and more, scatters among them.
@@ -71,7 +103,6 @@ class Estimate(NamedTuple):
     cycles: float
     kernel_cycles: float
     bytes: float
-    flops: float
     arguments: int
     temporaries: int
     code: int
@@ -83,9 +114,21 @@ class Estimate(NamedTuple):
 
 
 @functools.cache
-def describe_devices(topology):
-    """Devices of a topology such as "v5e:2x2", of which none need be here."""
-    jax.config.update("jax_platforms", "cpu")  # there is no TPU to wait for,
+def describe_devices(name):
+    """Devices of one of `MACHINES`, of which none need be here.
+
+    Raises:
+      UserError: its compiler is not installed.
+    """
+    jax.config.update("jax_platforms", "cpu")  # there is no device to wait for
+    topology = MACHINES[name].topology
+    if name == "h100":
+        _require("jax_cuda12_plugin", f'"jax[cuda12]=={jax.__version__}"', name)
+        describe = functools.partial(
+            topologies.get_topology_desc, platform="cuda", topology_name=name
+        )
+        return describe(topology=topology, target_config=_H100).devices
+    _require("libtpu", "libtpu", name)
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nor to ask for,
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor to lock
     os.environ["LIBTPU_INIT_ARGS"] = (  # the compiler writes its kernels' schedules
@@ -95,6 +138,12 @@ def describe_devices(topology):
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
+def _require(module, package, name):
+    if importlib.util.find_spec(module) is None:
+        machine = MACHINES[name].name
+        raise UserError(f"no compiler for the {machine}: pip install {package}")
+
+
 @functools.cache
 def _dumps():
     path = pathlib.Path(tempfile.mkdtemp())
@@ -102,29 +151,30 @@ def _dumps():
     return path
 
 
-def estimate(function, args, *, passes):
+def estimate(function, args, name, *, passes):
     """Compiles a jitted function.
 
     Args:
       function: jitted.
       args: pytrees of `jax.ShapeDtypeStruct`, from `place`.
+      name: of one of `MACHINES`, whose devices args are on.
       passes: of a kernel through its code, from `count_passes`.
 
     Returns:
       An `Estimate`.
     """
     start = time.perf_counter()
-    compiled = function.lower(*args).compile()
+    compiled = function.lower(*args).compile(compiler_options=MACHINES[name].options)
     seconds = time.perf_counter() - start
+    text = compiled.as_text()
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     return Estimate(
-        bytes=cost["bytes accessed"],
-        flops=cost["flops"],
+        bytes=cost["bytes accessed"] if cost else count_bytes(text),
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         seconds=seconds,
-        **read_program(compiled.as_text(), _read_bundles(), passes),
+        **read_program(text, _read_bundles(), passes),
     )
 
 
@@ -190,9 +240,13 @@ def read_program(text, bundles, passes):
         for line in computations[name]:
             if found := re.search(r'"estimated_cycles":"(\d+)"', line):
                 cycles += int(found[1])
+            kernel = None
             if '"tpu_custom_call"' in line:
                 kernel = re.search(r"attend_[a-z]+", line)[0]
                 in_kernels += passes * bundles[kernel]
+            elif library := re.search(r'custom_call_target="(__[\w$]+)"', line):
+                kernel = library[1]
+            if kernel:
                 kernels[kernel] = kernels.get(kernel, 0) + 1
             if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
                 times = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)

@@ -28,6 +28,8 @@ class Table:
       notes: paragraphs behind the table.
       packages: whose versions matter, beside JAX, Flax and NumPy.
       pictures: PNG by name.
+      second: column with which a second table starts, below the first, that has the
+        first two columns too.
     """
 
     title: str
@@ -37,6 +39,7 @@ class Table:
     notes: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     pictures: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    second: str | None = None
 
     def write(self, name, out):
         """Writes benchmark_<name>.md, .json and pictures into a folder."""
@@ -44,9 +47,11 @@ class Table:
         path = out / f"benchmark_{name}"
         where = describe_machine(self.packages)
         command = f"python -m experiments.benchmarks {name}"
-        lines = [f"# {self.title}", "", self.text, "", where, "", f"    {command}", ""]
-        lines += [_row(self.columns), _row(["---"] * len(self.columns))]
-        lines += [_row(row) for row in self.rows]
+        lines = [f"# {self.title}", "", self.text, "", where, "", f"    {command}"]
+        for part in self._split():
+            head = _row(self.columns[i] for i in part)
+            lines += ["", head, _row(["---"] * len(part))]
+            lines += [_row(row[i] for i in part) for row in self.rows]
         for note in self.notes:
             lines += ["", note]
         for picture, data in self.pictures.items():
@@ -65,6 +70,14 @@ class Table:
         }
         path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n")
         return text
+
+    def _split(self):
+        """Indices of the columns of each table on the page."""
+        count = len(self.columns)
+        if self.second is None:
+            return [range(count)]
+        start = self.columns.index(self.second)
+        return [range(start), (0, 1, *range(start, count))]
 
 
 def _row(cells):
