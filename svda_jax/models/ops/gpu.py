@@ -102,31 +102,32 @@ _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def attend(query, key, value, sigma, *, unit):
-    """`plain.attend`; scores and softmax stay in the kernel, in float32.
+    """`plain.attend`; in bfloat16 scores and softmax, float32, stay in the kernel.
 
     The gradient's kernel takes even numbers of tokens alone: an odd one gets a token
     more, which nobody attends to.
     """
+    if query.dtype == jnp.float16:  # TINY is 0
+        return plain.attend(query, key, value, sigma, unit=unit)
     fits = (
         query.shape == key.shape == value.shape
         and query.dtype == jnp.bfloat16
         and query.shape[-1] % 8 == 0
         and query.shape[-1] <= 128
     )
-    if not fits:
-        return plain.attend(query, key, value, sigma, unit=unit)
     batch, num_tokens = query.shape[:2]
     lengths = None
-    if num_tokens % 2:
+    if fits and num_tokens % 2:
         more = ((0, 0), (0, 1), (0, 0), (0, 0))
         query, key, value = (jnp.pad(x, more) for x in (query, key, value))
         lengths = jnp.full(batch, num_tokens, jnp.int32)
     if unit:
-        query, key = _stretch(query, sigma), _stretch(key, jnp.ones_like(sigma))
-    else:
-        query = (query * sigma).astype(query.dtype)
+        ones = jnp.ones_like(sigma)
+        query, key, sigma = _stretch(query, sigma), _stretch(key, ones), ones
+    if not fits:
+        return plain.attend(query, key, value, sigma, unit=False)
     out = jax.nn.dot_product_attention(
-        query,
+        (query * sigma).astype(query.dtype),
         key,
         value,
         scale=1.0,
