@@ -37,6 +37,22 @@ def test_a_step_is_compiled_once_and_says_what_it_holds(
     assert held[0] > 3 * 4 * count + 16 * 8 * 8
 
 
+def test_a_compiler_without_memory_ends_in_the_same_line(
+    make_config, tmp_path, monkeypatch
+):
+    def held_bytes(compiled):  # as a TPU v5e's compiler says it
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, "
+            "the total memory required for HLO temporaries (42.82G) exceeds available "
+            "HBM (15.75G). HLO module: jit_mapped."
+        )
+
+    monkeypatch.setattr(memory, "held_bytes", held_bytes)
+    with pytest.raises(UserError, match=r"needs 42\.82 GiB .* has 15\.75"):
+        train_and_evaluate(make_config(), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_does_not_fit_is_refused_before_anything_is_written(
     make_config, tmp_path, monkeypatch
 ):

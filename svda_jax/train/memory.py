@@ -35,9 +35,9 @@ def compile_step(step, state, key, *, config, mesh):
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        found = re.search(r"Used (\S+)G of (\S+)G", str(error))  # a TPU's compiler
-        sizes = found.groups() if found else ("more than it has", "too little")
-        raise UserError(_refusal(*sizes, config, mesh)) from None
+        sizes = re.findall(r"([\d.]+)G\b", str(error))  # a TPU's compiler says both
+        needed, available = sizes[:2] if len(sizes) > 1 else ("more", "fewer")
+        raise UserError(_refusal(needed, available, config, mesh)) from None
     available = available_bytes(mesh.local_devices[0])
     if not needed or not available:
         return None
