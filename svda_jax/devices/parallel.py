@@ -2,6 +2,7 @@
 
 `pmap` is what `jax.pmap` has become, `jit` of `shard_map`, without its leading device
 axis: arrays are global, the state replicated, a batch split along its first axis.
+Where the state is split too (`fsdp`), a part of the step alone is such a map.
 """
 
 import jax
@@ -11,6 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from svda_jax import UserError
 
 AXIS = "batch"
+
+# Arrays of fewer numbers are never split: gathering them costs more than they take.
+MIN_SPLIT_SIZE = 2**12
 
 
 def create_mesh(devices=None):
@@ -55,6 +59,100 @@ def split(mesh):
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
+def shard(tree, mesh, *, fsdp):
+    """The sharding of each array of a training state.
+
+    Args:
+      tree: arrays, or their shapes.
+      mesh: from `create_mesh`.
+      fsdp: whether arrays of `MIN_SPLIT_SIZE` numbers and more are split over the
+        devices, along their largest axis that the number of devices divides. Others,
+        and without fsdp all, are whole on every device.
+
+    Returns:
+      A `NamedSharding` for each.
+    """
+
+    def place(leaf):
+        sizes = [size * (size % mesh.size == 0) for size in leaf.shape]
+        if not fsdp or leaf.size < MIN_SPLIT_SIZE or not max(sizes):
+            return replicated(mesh)
+        axis = sizes.index(max(sizes))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    return jax.tree.map(place, tree)
+
+
+def whole(tree, mesh):
+    """Arrays of the mesh, split or not, whole on every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def place(tree, shardings):
+    """Puts arrays, the same in every process, where a sharding, or that of each, says."""
+    return jax.tree.map(
+        lambda x, sharding: jax.make_array_from_callback(
+            x.shape, sharding, np.asarray(x).__getitem__
+        ),
+        tree,
+        jax.tree.broadcast(shardings, tree),
+    )
+
+
+def gather(parts, shardings):
+    """Inside `map_parts`, whole arrays; the gradient of a part is a sum over devices.
+
+    XLA has all-gather for it and reduce-scatter for its gradient.
+    """
+
+    def gather_one(part, sharding):
+        axis = _split_axis(sharding)
+        if axis is None:
+            return part
+        return jax.lax.all_gather(part, AXIS, axis=axis, tiled=True)
+
+    return jax.tree.map(gather_one, parts, shardings)
+
+
+def average(grads, shardings):
+    """Inside `map_parts`, the mean over devices of gradients of parts (see `gather`)."""
+
+    def average_one(grad, sharding):
+        if _split_axis(sharding) is None:
+            return jax.lax.pmean(grad, AXIS)
+        return grad / sharding.mesh.size
+
+    return jax.tree.map(average_one, grads, shardings)
+
+
+def _split_axis(sharding):
+    return sharding.spec.index(AXIS) if AXIS in sharding.spec else None
+
+
+def map_parts(function, shardings):
+    """A map for use inside `jit`, in which each device sees its part of some arrays.
+
+    Args:
+      function: of arrays with these shardings, a number, a batch and a key to a pair:
+        arrays with these shardings, and what is the same on every device.
+      shardings: from `shard`.
+
+    Returns:
+      The function of global arrays.
+    """
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    parts = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    same, batch = PartitionSpec(), PartitionSpec(AXIS)
+    return _shard_map(function, mesh, (parts, same, batch, same), (parts, same))
+
+
+def _shard_map(function, mesh, in_specs, out_specs):
+    # Gradients are averaged by an explicit pmean, as under pmap; with check_vma JAX
+    # would sum them over the devices by itself as well.
+    specs = {"in_specs": in_specs, "out_specs": out_specs}
+    return jax.shard_map(function, mesh=mesh, **specs, check_vma=False)
+
+
 def pmap(function, mesh, *, split_argnums=(), donate_argnums=()):
     """Compiles a function to run on every device of the mesh at once.
 
@@ -76,14 +174,6 @@ def pmap(function, mesh, *, split_argnums=(), donate_argnums=()):
             PartitionSpec(AXIS) if i in split_argnums else PartitionSpec()
             for i in range(len(args))
         )
-        # Gradients are averaged by an explicit pmean, as under pmap; with check_vma JAX
-        # would sum them over the devices by itself as well.
-        return jax.shard_map(
-            function,
-            mesh=mesh,
-            in_specs=in_specs,
-            out_specs=PartitionSpec(),
-            check_vma=False,
-        )(*args)
+        return _shard_map(function, mesh, in_specs, PartitionSpec())(*args)
 
     return jax.jit(mapped, donate_argnums=donate_argnums)

@@ -163,6 +163,15 @@ def synchronize(name):
         multihost_utils.sync_global_devices(name)
 
 
+def fetch(array):
+    """An array on this host, whole; where processes have parts of it, all ask for it."""
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        return multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
+
+
 def agree(flag, step):
     """What process 0 says; several processes ask it every 50 steps, False else."""
     if jax.process_count() == 1:

@@ -96,7 +96,7 @@ class Checkpoints:
         Args:
           target: the dict that was saved, with `jax.ShapeDtypeStruct` for arrays; or a
             part of its entries.
-          sharding: of every array.
+          sharding: of every array, or a dict like target with that of each.
           set_aside: whether to rename those that are damaged to <step>.damaged, so that
             their steps can be saved again, once one that is whole has been read.
 
@@ -185,10 +185,10 @@ class Checkpoints:
     def _restore(self, step, target, sharding):
         manifest = self._read_manifest(step)
         self._check_model(step, manifest, target)
+        # Every process reads all, even where its devices have parts of it: so all find
+        # the same damage.
         restore_args = jax.tree.map(
-            lambda leaf: ocp.ArrayRestoreArgs(
-                sharding=sharding, global_shape=leaf.shape, dtype=leaf.dtype
-            ),
+            lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype),
             target,
         )
         args = ocp.args.PyTreeRestore(
@@ -199,7 +199,7 @@ class Checkpoints:
         ).state
         found = _manifest(restored)["leaves"]
         _check_leaves({name: manifest[name] for name in found}, found)
-        return restored
+        return parallel.place(restored, sharding)
 
     def _check_model(self, step, manifest, target):
         found = {
@@ -284,7 +284,7 @@ def _manifest(state):
         name: [
             str(leaf.dtype),
             list(leaf.shape),
-            zlib.crc32(np.ascontiguousarray(leaf)),
+            zlib.crc32(np.ascontiguousarray(processes.fetch(leaf))),
         ]
         for name, leaf in _named(state)
     }

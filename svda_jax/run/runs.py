@@ -38,6 +38,7 @@ from svda_jax.run.checkpoints import Checkpoints
 _MAY_DIFFER = (
     "compile_cache",
     "eval_every_epochs",
+    "fsdp",
     "log_every_steps",
     "max_skipped_in_a_row",
     "num_epochs",

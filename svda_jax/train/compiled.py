@@ -33,6 +33,7 @@ _COMPILED = (
     "augment",
     "clip_norm",
     "ema_decay",
+    "fsdp",
     "label_smoothing",
     "learning_rate",
     "orthonormality_weight",
@@ -117,10 +118,17 @@ def _compile_training(config, model_config, num_steps, mesh):
         accumulate_steps=config.accumulate_steps,
         ema_decay=config.ema_decay,
     )
-    return (
-        jax.jit(init, out_shardings=parallel.replicated(mesh)),
-        parallel.pmap(step, mesh, split_argnums=(1,), donate_argnums=(0,)),
-    )
+    state = jax.eval_shape(lambda: init(jax.random.key(0)))
+    shardings = parallel.shard(state, mesh, fsdp=config.fsdp)
+    if config.fsdp:
+        step = jax.jit(
+            functools.partial(step, shardings=shardings.params),
+            out_shardings=(shardings, parallel.replicated(mesh)),
+            donate_argnums=(0,),
+        )
+    else:
+        step = parallel.pmap(step, mesh, split_argnums=(1,), donate_argnums=(0,))
+    return jax.jit(init, out_shardings=shardings), step
 
 
 def create_timed_step(config, mesh):

@@ -71,9 +71,8 @@ def train_and_evaluate(config, workdir):
         draw = create_pictures(eval_data, graphdef)
 
         abstract_state = jax.eval_shape(init, keys.init)
-        step, restored = session.restore(
-            vars(abstract_state), parallel.replicated(mesh)
-        )
+        shardings = parallel.shard(abstract_state, mesh, fsdp=config.fsdp)
+        step, restored = session.restore(vars(abstract_state), vars(shardings))
         session.open(mesh, abstract_state.params, train_data, eval_data, due.num_steps)
         memory = compile_step(
             train_step, abstract_state, keys.step, config=config, mesh=mesh
@@ -83,7 +82,7 @@ def train_and_evaluate(config, workdir):
             session.say(memory)
         state = TrainState(**restored) if restored else init(keys.init)
         if start:
-            state = state.with_params(parallel.replicate(start, mesh))
+            state = state.with_params(parallel.place(start, shardings.params))
 
         clock = Clock(config.batch_size)
         in_flight = InFlight(_create_finish(config, session, due=due, clock=clock))
@@ -98,7 +97,7 @@ def train_and_evaluate(config, workdir):
             with _saved(session, in_flight, step, state):
                 values = {
                     **{f"train_{k}": v for k, v in state.metrics.compute().items()},
-                    **evaluate(state.eval_params),
+                    **evaluate(parallel.whole(state.eval_params, mesh)),
                     "skipped_steps": state.skipped,
                     **measured,
                 }
@@ -131,7 +130,8 @@ def train_and_evaluate(config, workdir):
             if saving:
                 session.save(step, vars(state))
             if due.pictures(step):
-                session.picture(step, draw(state.eval_params, values))
+                params = parallel.whole(state.eval_params, mesh)
+                session.picture(step, draw(params, values))
     session.say_end(step, due.num_steps, train_data, eval_data)
 
 

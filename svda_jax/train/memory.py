@@ -58,14 +58,15 @@ def abstract_arguments(state, config, mesh):
     }
     return tuple(
         jax.tree.map(
-            lambda x, sharding=sharding: jax.ShapeDtypeStruct(
+            lambda x, sharding: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=sharding
             ),
             tree,
+            shardings,
         )
-        for tree, sharding in (
-            (state, parallel.replicated(mesh)),
-            (batch, parallel.split(mesh)),
+        for tree, shardings in (
+            (state, parallel.shard(state, mesh, fsdp=config.fsdp)),
+            (batch, jax.tree.map(lambda _: parallel.split(mesh), batch)),
         )
     )
 
@@ -106,6 +107,8 @@ def _refusal(needed, available, config, mesh):
         remedies.append("model.remat=nothing_saveable")
     if model.dtype != "bfloat16":
         remedies.append("model.dtype=bfloat16")
+    if mesh.size > 1 and not config.fsdp:
+        remedies.append("fsdp=True")
     remedies.append("a smaller model or smaller images")
     return (
         f"a training step needs {needed} GiB of each device, which has {available} "

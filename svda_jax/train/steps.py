@@ -1,8 +1,8 @@
 """The training and evaluation steps: pure functions of pytrees.
 
 Both run under `parallel.pmap`: `state` and `params` whole on every device, `batch`
-split over them. Axes: B images (a device's share), C classes, L layers, H heads, K
-per-head width.
+split over them; where the state is split too, a training step runs under `jit`. Axes:
+B images (a device's share), C classes, L layers, H heads, K per-head width.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from svda_jax.devices import parallel
 from svda_jax.devices.parallel import AXIS
 from svda_jax.models.indicators import (
     compute_indicators,
@@ -125,6 +126,7 @@ def train_step(
     orthonormality_weight,
     accumulate_steps,
     ema_decay=0.0,
+    shardings=None,
 ):
     """One update.
 
@@ -145,55 +147,69 @@ def train_step(
       augment: (images uint8, targets `[B, C]`, `[B]` keys) -> (images, targets).
       label_smoothing: see `smooth_labels`.
       orthonormality_weight: weight of the soft-orthonormality penalty.
-      accumulate_steps: parts the batch is worked through in, to save memory.
+      accumulate_steps: parts the batch is worked through in, to save memory. Split
+        parameters are gathered for each.
       ema_decay: of the moving average, read where the state keeps one. It starts lower,
         so that the average forgets the first parameters.
+      shardings: of params, from `parallel.shard`, where the state is split over the
+        devices and the step runs under `jit`; None under `parallel.pmap`.
 
     Returns:
       The new state, and a `StepReport`. Where loss or gradient are not finite,
       parameters, their average and the optimizer stay.
     """
-    num_images = len(batch["label"])
-    first = jax.lax.axis_index(AXIS) * num_images
-    step_key = jax.random.fold_in(key, state.step)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        step_key, first + jnp.arange(num_images)
-    )
 
-    def loss_fn(params, images, labels, keys):
-        augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T  # [B], [B]
-        model = nnx.merge(graphdef, params)
-        targets = smooth_labels(
-            labels, model.config.num_classes, label_smoothing=label_smoothing
+    def compute_gradients(params, step, batch, key):
+        """On each device: mean gradient over all, in parts as params are; metrics."""
+        num_images = len(batch["label"])
+        first = jax.lax.axis_index(AXIS) * num_images
+        step_key = jax.random.fold_in(key, step)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            step_key, first + jnp.arange(num_images)
         )
-        images, targets = augment(images, targets, augment_keys)
-        logits, _ = model(images, dropout_keys=dropout_keys)
-        losses = optax.softmax_cross_entropy(logits, targets)
-        loss = jnp.mean(losses)
-        if orthonormality_weight:
-            loss += orthonormality_weight * model.orthonormality_penalty()
-        metrics = Metrics.single_from_model_output(
-            loss=losses, logits=logits, labels=labels
-        )
-        return loss, metrics
 
-    def accumulate(total, part):
-        grads = jax.grad(loss_fn, has_aux=True)(state.params, *part)
-        return jax.tree.map(jnp.add, total, grads), None
+        def loss_fn(params, images, labels, keys):
+            augment_keys, dropout_keys = jax.vmap(jax.random.split)(keys).T  # [B], [B]
+            if shardings is not None:
+                params = parallel.gather(params, shardings)
+            model = nnx.merge(graphdef, params)
+            targets = smooth_labels(
+                labels, model.config.num_classes, label_smoothing=label_smoothing
+            )
+            images, targets = augment(images, targets, augment_keys)
+            logits, _ = model(images, dropout_keys=dropout_keys)
+            losses = optax.softmax_cross_entropy(logits, targets)
+            loss = jnp.mean(losses)
+            if orthonormality_weight:
+                loss += orthonormality_weight * model.orthonormality_penalty()
+            metrics = Metrics.single_from_model_output(
+                loss=losses, logits=logits, labels=labels
+            )
+            return loss, metrics
 
-    images = (batch["image"], batch["label"], keys)
-    if accumulate_steps == 1:
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, *images)
-    else:
-        parts = jax.tree.map(
-            lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), images
-        )
-        zeros = (jax.tree.map(jnp.zeros_like, state.params), Metrics.empty())
-        (grads, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
-        grads = jax.tree.map(lambda grad: grad / accumulate_steps, grads)
-    grads = jax.lax.pmean(grads, AXIS)
-    metrics = jax.lax.psum(metrics, AXIS)
+        def accumulate(total, part):
+            grads = jax.grad(loss_fn, has_aux=True)(params, *part)
+            return jax.tree.map(jnp.add, total, grads), None
 
+        images = (batch["image"], batch["label"], keys)
+        if accumulate_steps == 1:
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(params, *images)
+        else:
+            parts = jax.tree.map(
+                lambda x: x.reshape(accumulate_steps, -1, *x.shape[1:]), images
+            )
+            zeros = (jax.tree.map(jnp.zeros_like, params), Metrics.empty())
+            (grads, metrics), _ = jax.lax.scan(accumulate, zeros, parts)
+            grads = jax.tree.map(lambda grad: grad / accumulate_steps, grads)
+        if shardings is None:
+            grads = jax.lax.pmean(grads, AXIS)
+        else:
+            grads = parallel.average(grads, shardings)
+        return grads, jax.lax.psum(metrics, AXIS)
+
+    if shardings is not None:
+        compute_gradients = parallel.map_parts(compute_gradients, shardings)
+    grads, metrics = compute_gradients(state.params, state.step, batch, key)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(metrics.loss.total) & jnp.isfinite(norm)
     opt_state = at_step(state.opt_state, state.step)
