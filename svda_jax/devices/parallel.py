@@ -89,7 +89,7 @@ def whole(tree, mesh):
 
 
 def place(tree, shardings):
-    """Puts arrays, the same in every process, where a sharding, or that of each, says."""
+    """Puts arrays, the same in every process, where their shardings, or one, say."""
     return jax.tree.map(
         lambda x, sharding: jax.make_array_from_callback(
             x.shape, sharding, np.asarray(x).__getitem__
@@ -115,7 +115,7 @@ def gather(parts, shardings):
 
 
 def average(grads, shardings):
-    """Inside `map_parts`, the mean over devices of gradients of parts (see `gather`)."""
+    """Inside `map_parts`, the mean over devices of gradients of parts; see `gather`."""
 
     def average_one(grad, sharding):
         if _split_axis(sharding) is None:

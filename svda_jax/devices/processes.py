@@ -164,7 +164,7 @@ def synchronize(name):
 
 
 def fetch(array):
-    """An array on this host, whole; where processes have parts of it, all ask for it."""
+    """An array on this host, whole; where processes hold parts of it, all must ask."""
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
