@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
+from experiments.benchmarks.accelerators import create_vit_s
 from experiments.benchmarks.compilers import MANY_NUMBERS, read_program
+from experiments.benchmarks.hlo import count_bytes
+from experiments.benchmarks.speed import count_normalization_bytes
 
 PROGRAM = """HloModule step
 
@@ -31,6 +34,49 @@ backend_config={"known_trip_count":{"n":"3"}}
 }
 """
 
+GPU_PROGRAM = """HloModule step
+
+%row (rows: f32[7,5], i: s32[]) -> f32[1,5] {
+  %rows = f32[7,5]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %same = f32[7,5]{1,0} bitcast(%rows)
+  ROOT %slice.1 = f32[1,5]{1,0} dynamic-slice(%same, %i, %zero)
+}
+
+%set (rows: f32[7,5], row: f32[1,5], i: s32[]) -> (f32[7,5], bf16[1,5]) {
+  %rows = f32[7,5]{1,0} parameter(0)
+  %row = f32[1,5]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %update.1 = f32[7,5]{1,0} dynamic-update-slice(%rows, %row, %i, %zero)
+  %convert.1 = bf16[1,5]{1,0} convert(%row)
+  ROOT %both = (f32[7,5]{1,0}, bf16[1,5]{1,0}) tuple(%update.1, %convert.1)
+}
+
+%body (x: (f32[7,5], s32[])) -> (f32[7,5], s32[]) {
+  %x = (f32[7,5]{1,0}, s32[]) parameter(0)
+  %rows = f32[7,5]{1,0} get-tuple-element(%x), index=0
+  %i = s32[] get-tuple-element(%x), index=1
+  %fusion.1 = f32[1,5]{1,0} fusion(%rows, %i), kind=kLoop, calls=%row
+  %fusion.2 = (f32[7,5]{1,0}, bf16[1,5]{1,0}) fusion(%rows, %fusion.1, %i), calls=%set
+  %call.1 = (bf16[7,5]{1,0}, u8[0]{0}) custom-call(%rows, %rows), \
+custom_call_target="__cudnn$fmhaSoftmax"
+  ROOT %y = (f32[7,5]{1,0}, s32[]) tuple(%rows, %i)
+}
+
+ENTRY %main (x: (f32[7,5], s32[]), w: f32[5,11]) -> f32[7,11] {
+  %x = (f32[7,5]{1,0}, s32[]) parameter(0)
+  %w = f32[5,11]{1,0} parameter(1)
+  %while.1 = (f32[7,5]{1,0}, s32[]) while(%x), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %rows = f32[7,5]{1,0} get-tuple-element(%while.1), index=0
+  %product = (f32[7,11]{1,0}, s8[4194304]{0}) custom-call(%rows, %w), \
+custom_call_target="__cublas$lt$matmul", metadata={op_name="f(%x)"}
+  ROOT %out = f32[7,11]{1,0} get-tuple-element(%product), index=0
+}
+"""
+
 
 def test_a_program_is_read_with_its_loops():
     text = PROGRAM.replace("MANY", str(MANY_NUMBERS))
@@ -44,18 +90,32 @@ def test_a_program_is_read_with_its_loops():
     }
 
 
-@pytest.mark.slow
-def test_on_a_tpu_ours_costs_less_than_linen():
-    """As the compiler says, of two blocks; experiments/results has twelve."""
-    pytest.importorskip("libtpu")
+def test_kernels_of_libraries_are_counted_by_name():
+    found = read_program(GPU_PROGRAM, {}, passes=1)
+    assert found["kernels"] == {"__cudnn$fmhaSoftmax": 3, "__cublas$lt$matmul": 1}
+    assert found["cycles"] == found["kernel_cycles"] == 0
+
+
+def test_bytes_are_what_kernels_read_and_write():
+    """Slices count as far as they go; names and memory to work in do not."""
+    index, row, rows = 4, 4 * 5, 4 * 7 * 5
+    take = (row + index) + row
+    put = (row + index) + (row + row // 2)
+    attend = rows + rows // 2
+    product = (rows + 4 * 5 * 11) + 4 * 7 * 11
+    assert count_bytes(GPU_PROGRAM) == 3 * (take + put + attend) + product
+
+
+def estimate_two_blocks(machine):
+    """What a machine's compiler says of ViT-S/16, by step: dicts of an `Estimate`."""
     code = (
         "import json\n"
         "from experiments.benchmarks import accelerators as A\n"
-        "config = A.create_vit_s(depth=2)\n"
-        "found = {k: v._asdict() for k, v in A.estimate_steps(config, 128).items()}\n"
-        "found |= zip(('without', 'measured'),\n"
-        "    (one._asdict() for one in A.estimate_evaluation(config, 128)))\n"
-        "print(json.dumps(found))\n"
+        f"config, machine = A.create_vit_s(depth=2), {machine!r}\n"
+        "found = A.estimate_steps(config, 128, machine)\n"
+        "evaluation = A.estimate_evaluation(config, 128, machine)\n"
+        "found |= zip(('without', 'measured'), evaluation)\n"
+        "print(json.dumps({k: v._asdict() for k, v in found.items()}))\n"
     )
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -64,7 +124,14 @@ def test_on_a_tpu_ours_costs_less_than_linen():
         env=environment,
         stdout=subprocess.PIPE,
     )
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_on_a_tpu_ours_costs_less_than_linen():
+    """As the compiler says, of two blocks; experiments/results has twelve."""
+    pytest.importorskip("libtpu")
+    found = estimate_two_blocks("v5e")
     linen = found["Flax Linen, softmax"]
     softmax, svda = found["ours, softmax"], found["ours, svda"]
     for one in (softmax, svda):
@@ -77,5 +144,31 @@ def test_on_a_tpu_ours_costs_less_than_linen():
     assert measured["cycles"] < 1.25 * without["cycles"]
     assert measured["temporaries"] < 1.15 * without["temporaries"]
     assert measured["kernels"] == {"attend_observe": 2}
+    for one in found.values():
+        assert (one["loops"], one["gathers"], one["collectives"]) == (0, 0, {})
+
+
+@pytest.mark.slow
+def test_on_an_h100_ours_moves_and_keeps_less_than_linen():
+    """As the compiler says, of two blocks; experiments/results has twelve.
+
+    Normalising queries and keys is passes over memory beside cuDNN's kernel: SVDA moves
+    1.07 times what softmax does, no more than each pass read and written once.
+    """
+    pytest.importorskip("jax_cuda12_plugin")
+    found = estimate_two_blocks("h100")
+    linen = found["Flax Linen, softmax"]
+    softmax, svda = found["ours, softmax"], found["ours, svda"]
+    kernels = {"__cudnn$fmhaSoftmax": 2, "__cudnn$fmhaSoftmaxBackward": 2}
+    for one in (softmax, svda):
+        assert one["bytes"] < 0.75 * linen["bytes"]
+        assert one["temporaries"] < 0.8 * linen["temporaries"]
+        assert one["kernels"].items() >= kernels.items()
+    assert svda["bytes"] < 1.08 * softmax["bytes"]
+    normalization = count_normalization_bytes(create_vit_s(depth=2), 128)
+    assert svda["bytes"] - softmax["bytes"] < normalization
+    assert svda["temporaries"] < 1.01 * softmax["temporaries"]
+    for name in ("without", "measured"):
+        assert found[name]["kernels"]["__cudnn$fmhaSoftmax"] == 2
     for one in found.values():
         assert (one["loops"], one["gathers"], one["collectives"]) == (0, 0, {})
