@@ -49,8 +49,9 @@ GPU_PROGRAM = """HloModule step
   %row = f32[1,5]{1,0} parameter(1)
   %i = s32[] parameter(2)
   %zero = s32[] constant(0)
-  %update.1 = f32[7,5]{1,0} dynamic-update-slice(%rows, %row, %i, %zero)
-  %convert.1 = bf16[1,5]{1,0} convert(%row)
+  %exp.1 = f32[1,5]{1,0} exponential(%row)
+  %update.1 = f32[7,5]{1,0} dynamic-update-slice(%rows, %exp.1, %i, %zero)
+  %convert.1 = bf16[1,5]{1,0} convert(%exp.1)
   ROOT %both = (f32[7,5]{1,0}, bf16[1,5]{1,0}) tuple(%update.1, %convert.1)
 }
 

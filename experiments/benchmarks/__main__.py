@@ -16,8 +16,8 @@
 accelerators_v5e, accelerators_v6e and accelerators_h100 are those of one machine each.
 Variants are timed in turn (training steps in a process each) and compared by the ratio
 of neighbours, so that what else the machine does falls on all of them. Results go
-to experiments/results/benchmark_<name>.md and .json. PyTorch and TensorFlow are
-optional: requirements-benchmark.txt.
+to experiments/results/benchmark_<name>.md and .json. PyTorch, TensorFlow and the
+compilers for TPUs and GPUs are optional: requirements-benchmark.txt.
 """
 
 import argparse

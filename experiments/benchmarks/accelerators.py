@@ -108,8 +108,9 @@ _COUNTED = (
     "instructions of their code times their passes through it; waiting for memory "
     "inside them is not in them.",
     "The compiler estimates no cycles and does not say how large its code is. Bytes "
-    "are what its kernels read and write, each operand and result once. Products are "
-    "cuBLAS's here; with a device the compiler tries its own beside them.",
+    "are what its kernels read and write, each operand and result once: a floor. "
+    "Products are cuBLAS's here; with a device the compiler tries its own beside them. "
+    "Models in float32 are held against bfloat16's peak too.",
 )
 
 
@@ -152,7 +153,7 @@ def _describe_program(one, machine):
 
 
 def _join(counts):
-    parts = (f"{name} x {number}" for name, number in sorted(counts.items()))
+    parts = (f"`{name}` x {number}" for name, number in sorted(counts.items()))
     return ", ".join(parts) or "none"
 
 
