@@ -86,7 +86,9 @@ def random_erase(image, key, probability):
     sides = jnp.clip(sides, 1, image.shape[0])  # height, width
     start = jnp.floor(jnp.stack(place) * (image.shape[0] - sides + 1))
     box = box_mask(image.shape[0], start, start + sides)
-    noise = jax.random.bits(noise_key, image.shape, jnp.uint8)
+    side, _, channels = image.shape
+    bytes_of = jax.random.bits(noise_key, (side, side, 1), jnp.uint32)
+    noise = (bytes_of >> 8 * jnp.arange(channels, dtype=jnp.uint32)).astype(jnp.uint8)
     return jnp.where(box & (happens < probability), noise, image)
 
 
@@ -123,12 +125,9 @@ def apply_operation(image, choice, sign, strength):
       strength: from 0 to 1, known when this is compiled.
     """
     # All three are done, of which two change nothing.
+    image = _equalize_where(choice == OPERATIONS.index("equalize"), image)
     image = _move(image, choice, sign, strength)
-    first = len(_GEOMETRY)
-    change = jnp.maximum(choice - first, 0) % len(_COLOUR)  # 0 changes nothing
-    changes = [functools.partial(f, strength=strength) for f in _COLOUR.values()]
-    image = jax.lax.switch(change, changes, image, sign)
-    return _equalize_where(choice == first + len(_COLOUR), image)
+    return _recolour(image, choice, sign, strength)
 
 
 def _move(image, choice, sign, strength):
@@ -195,7 +194,7 @@ def _find_places(matrix, shift, side):
 def _resample(image, maps, chosen, axis):
     """Interpolates every row (axis 0) or column (1) of an image by itself.
 
-    Weights are multiples of 1/256, so that products of bfloat16 are exact.
+    Places count to 1/256 of a pixel, so that products of bfloat16 are exact.
 
     Args:
       image: `[S, S, C]` uint8.
@@ -204,8 +203,8 @@ def _resample(image, maps, chosen, axis):
       axis: 0 or 1.
     """
     steps = jnp.arange(image.shape[0])
+    maps = jnp.round(256 * maps) / 256
     weights = jnp.maximum(1 - jnp.abs(maps[..., None] - steps), 0)  # [M, S, S, S]
-    weights = jnp.round(256 * weights) / 256
     choices = chosen[:, None, None, None] * image  # [M, S, S, C]
     product = ("mrci,mrid->rcd", "mrci,micd->rcd")[axis]
     return _to_uint8(_multiply(product, weights, choices))
@@ -227,56 +226,55 @@ def box_mask(side, start, stop):
     return rows[:, None, None] & columns[None, :, None]
 
 
-def _blend(image, other, sign, strength):
-    """other + f (image - other), f = 1 +- 0.9 strength: towards other or away."""
-    factor = 1 + 0.9 * sign * strength
-    mixed = other + factor * (image.astype(jnp.float32) - other)
-    return jnp.clip(mixed, 0, 255).astype(jnp.uint8)  # cut off, as Pillow does
+def _recolour(image, choice, sign, strength):
+    """All operations of colour but equalize, as one of chosen coefficients.
 
+        y = base + f (s(x) - pivot), cut off to a whole number of 0 to 255
+        s(x) = x & mask below the threshold, else 255 - x
 
-def _grey(image):
-    """Luma, `[S, S, 1]` float32, whole numbers."""
-    if image.shape[-1] == 1:
-        return image.astype(jnp.float32)
-    luma = (image * jnp.array([19595, 38470, 7471])).sum(-1, keepdims=True)
-    return jnp.round(luma / 2**16)
+    Others leave the image as it is. Source: Pillow, of which all roundings are.
+    """
 
+    def drew(name):
+        return choice == OPERATIONS.index(name)
 
-def _brightness(image, sign, strength):
-    return _blend(image, 0.0, sign, strength)
+    x = image & jnp.where(drew("posterize"), 256 - 2 ** round(4 * strength), 255)
+    # Pixels of 255 are inverted even at strength 0.
+    threshold = jnp.where(drew("solarize"), 255 * (1 - strength), 256)
+    x = jnp.where(x < threshold, x, 255 - x).astype(jnp.float32)
 
+    # Brightness, colour, contrast and sharpness: towards another image, or away.
+    grey = _grey(x)
+    pivot = jnp.where(drew("colour"), grey, 0)
+    pivot = jnp.where(drew("contrast"), jnp.round(jnp.mean(grey)), pivot)
+    pivot = jnp.where(drew("sharpness"), _smooth(x), pivot)
+    blends = ("brightness", "colour", "contrast", "sharpness")
+    blended = functools.reduce(jnp.logical_or, map(drew, blends))
+    factor = jnp.where(blended, 1 + 0.9 * sign * strength, 1.0)
+    base = pivot
 
-def _saturation(image, sign, strength):
-    return _blend(image, _grey(image), sign, strength)
-
-
-def _contrast(image, sign, strength):
-    return _blend(image, jnp.round(jnp.mean(_grey(image))), sign, strength)
-
-
-def _sharpness(image, sign, strength):
-    x = image.astype(jnp.float32)
-    box = jax.lax.reduce_window(x, 0.0, jax.lax.add, (3, 3, 1), (1, 1, 1), "SAME")
-    inside = box_mask(image.shape[0], jnp.ones(2), jnp.full(2, image.shape[0] - 1))
-    smooth = jnp.where(inside, jnp.round((box + 4 * x) / 13), x)  # the border stays
-    return _blend(image, smooth, sign, strength)
-
-
-def _posterize(image, sign, strength):
-    step = round(2 ** round(4 * strength))  # keeps 8 to 4 bits
-    return image - image % step
-
-
-def _solarize(image, sign, strength):
-    # Pixels below the threshold stay; those of 255 are inverted even at strength 0.
-    return jnp.where(image < 255 * (1 - strength), image, 255 - image)
-
-
-def _autocontrast(image, sign, strength):
-    x = image.astype(jnp.int32)
+    # Each channel from 0 to 255.
     low, high = x.min((0, 1)), x.max((0, 1))  # [C]
-    stretched = (x - low) * 255 // jnp.maximum(high - low, 1)
-    return jnp.where(high > low, stretched, x).astype(jnp.uint8)
+    stretched = drew("autocontrast") & (high > low)
+    factor = jnp.where(stretched, 255 / jnp.maximum(high - low, 1), factor)
+    pivot = jnp.where(stretched, low, pivot)
+    base = jnp.where(stretched, 1e-3, base)  # the highest becomes 255, not 254.99
+    return jnp.clip(base + factor * (x - pivot), 0, 255).astype(jnp.uint8)
+
+
+def _grey(x):
+    """Luma of whole numbers, rounded: `[S, S, 1]`."""
+    if x.shape[-1] == 1:
+        return x
+    red, green, blue = jnp.split(x, 3, axis=-1)
+    return jnp.floor((19595 * red + 38470 * green + 7471 * blue + 2**15) / 2**16)
+
+
+def _smooth(x):
+    """The mean of 3 x 3 pixels, the middle one counted 5 times; the border stays."""
+    box = jax.lax.reduce_window(x, 0.0, jax.lax.add, (3, 3, 1), (1, 1, 1), "SAME")
+    inside = box_mask(x.shape[0], jnp.ones(2), jnp.full(2, x.shape[0] - 1))
+    return jnp.where(inside, jnp.round((box + 4 * x) / 13), x)
 
 
 def _equalize(image):
@@ -335,17 +333,16 @@ _GEOMETRY = {
     "rotate": lambda s: (rotation(30.0 * s), np.zeros(2)),
 }
 
-# (image, sign, strength) -> image.
-_COLOUR = {
-    "identity": lambda image, sign, strength: image,
-    "brightness": _brightness,
-    "colour": _saturation,
-    "contrast": _contrast,
-    "sharpness": _sharpness,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "autocontrast": _autocontrast,
-}
-
 # The names of RandAugment's operations, in the order of `apply_operation`.
-OPERATIONS = (*_GEOMETRY, *_COLOUR, "equalize")
+OPERATIONS = (
+    *_GEOMETRY,
+    "identity",
+    "brightness",
+    "colour",
+    "contrast",
+    "sharpness",
+    "posterize",
+    "solarize",
+    "autocontrast",
+    "equalize",
+)
