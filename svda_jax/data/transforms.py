@@ -7,7 +7,6 @@ pixels move by products with matrices of weights.
 
 import functools
 
-import dm_pix
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +59,7 @@ def random_crop(image, key, padding):
 
 def random_flip(image, key):
     """Mirrors an image left to right, half of the time."""
-    return jnp.where(jax.random.bernoulli(key), dm_pix.flip_left_right(image), image)
+    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
 def random_erase(image, key, probability):
@@ -87,8 +86,8 @@ def random_erase(image, key, probability):
     start = jnp.floor(jnp.stack(place) * (image.shape[0] - sides + 1))
     box = box_mask(image.shape[0], start, start + sides)
     side, _, channels = image.shape
-    bytes_of = jax.random.bits(noise_key, (side, side, 1), jnp.uint32)
-    noise = (bytes_of >> 8 * jnp.arange(channels, dtype=jnp.uint32)).astype(jnp.uint8)
+    four = jax.random.bits(noise_key, (side, side, 1), jnp.uint32)  # bytes each
+    noise = (four >> 8 * jnp.arange(channels, dtype=jnp.uint32)).astype(jnp.uint8)
     return jnp.where(box & (happens < probability), noise, image)
 
 
