@@ -1,5 +1,7 @@
 """Random changes of an image against NumPy, SciPy and Pillow."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -31,6 +33,15 @@ def keys():
     return jax.random.split(jax.random.key(0), NUM_KEYS)
 
 
+@pytest.fixture(scope="module")
+def photograph():
+    """A photograph of 48 x 48 with the full range of colours."""
+    from sklearn.datasets import load_sample_images
+
+    picture = Image.fromarray(load_sample_images().images[1])
+    return np.asarray(picture.resize((48, 48)))
+
+
 def test_crops_are_all_shifts_alike(image, keys):
     padding = 2
     padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
@@ -55,10 +66,13 @@ def test_flips_are_mirror_images_half_of_the_time(image, keys):
     assert mirrored.mean() == pytest.approx(0.5, abs=0.1)  # 4 standard errors
 
 
-def test_warp_equals_scipys(rng):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_stretch_along_one_axis_equals_scipys(rng, axis):
     image = rng.integers(0, 256, size=(7, 7, 2)).astype(np.uint8)
-    matrix, shift = np.array([[0.9, 0.3], [-0.2, 1.1]]), np.array([0.6, -1.3])
+    matrix, shift = np.eye(2), np.zeros(2)
+    matrix[axis], shift[axis] = [[1.125, 0.25], [0.25, 0.875]][axis], -1.25
     centre = 3.0
+    warped = np.asarray(warp(image, matrix, shift))
     for channel in range(2):
         expected = scipy.ndimage.affine_transform(
             np.float64(image[..., channel]),
@@ -67,25 +81,26 @@ def test_warp_equals_scipys(rng):
             order=1,
             mode="grid-constant",
         )
-        warped = warp(image, matrix, shift)[..., channel]
-        # Places in float32, times differences of up to 255.
-        np.testing.assert_allclose(warped, expected, atol=1e-2)
+        np.testing.assert_array_equal(warped[..., channel], np.round(expected))
 
 
-def test_affine_map_turns_by_its_angle(image, monkeypatch):
+def test_affine_map_turns_by_its_angle(photograph, monkeypatch):
     for name, value in (("MAX_SHEAR", 0.0), ("MAX_ZOOM", 0.0)):
         monkeypatch.setattr(transforms, name, value)
     key = jax.random.key(3)
-    turned = np.asarray(random_affine(image, key, 1.0))
+    turned = np.asarray(random_affine(photograph, key, 1.0), np.float32)
     turn = jax.random.uniform(jax.random.split(key)[1], (4,), minval=-1, maxval=1)[0]
     expected = scipy.ndimage.rotate(
-        np.float64(image),
+        np.float64(photograph),
         10.0 * float(turn),
         reshape=False,
         order=1,
         mode="grid-constant",
     )
-    np.testing.assert_allclose(turned, expected, atol=0.01)
+    # Two pixels twice are not four at once. A tenth of a degree less is off by 1.
+    difference = np.abs(turned - expected)
+    assert difference.mean() < 0.75
+    assert difference.max() < 12
 
 
 def test_affine_maps_differ_and_come_with_their_probability(image, keys):
@@ -123,8 +138,9 @@ def test_erased_boxes_are_boxes_of_noise(keys):
 
 
 def operate(image, name, sign=1.0, strength=1.0):
-    image = image.astype(np.float32)
-    return np.asarray(apply_operation(image, OPERATIONS.index(name), sign, strength))
+    changed = apply_operation(image, OPERATIONS.index(name), sign, strength)
+    assert changed.dtype == np.uint8
+    return np.asarray(changed, np.float32)
 
 
 def pillow(image, name, sign, strength):
@@ -148,24 +164,16 @@ def pillow(image, name, sign, strength):
     }[name]()
 
 
-@pytest.fixture(scope="module")
-def photograph():
-    """A photograph of 48 x 48 with the full range of colours."""
-    from sklearn.datasets import load_sample_images
-
-    picture = Image.fromarray(load_sample_images().images[1])
-    return np.asarray(picture.resize((48, 48)))
-
-
 @pytest.mark.parametrize("name", OPERATIONS[5:])
 @pytest.mark.parametrize(("sign", "strength"), [(1.0, 0.9), (-1.0, 0.5), (1.0, 0.0)])
 def test_colours_equal_pillows(photograph, name, sign, strength):
     expected = np.asarray(pillow(photograph, name, sign, strength), np.float32)
-    # Pillow cuts fractions off, of the result and of what it blends with (its luma by
-    # 1 for some colours, which counts up to 0.9 times more).
-    np.testing.assert_allclose(
-        operate(photograph, name, sign, strength), expected, atol=2.0
-    )
+    changed = operate(photograph, name, sign, strength)
+    if name == "autocontrast":  # its table is in float64, and cuts 254.9999 to 254
+        np.testing.assert_allclose(changed, expected, atol=1)
+        assert (changed != expected).mean() < 0.03
+    else:
+        np.testing.assert_array_equal(changed, expected)
 
 
 @pytest.mark.parametrize("name", ["autocontrast", "equalize"])
@@ -200,13 +208,14 @@ def test_geometry_equals_pillows(photograph, name, coefficients, sign):
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_rotation_equals_pillows(photograph, sign):
+def test_rotation_is_near_pillows(photograph, sign):
     expected = np.asarray(Image.fromarray(photograph).rotate(15 * sign, Image.BILINEAR))
-    moved = operate(photograph, "rotate", sign, 0.5)
     centre = slice(12, 36)
-    np.testing.assert_allclose(
-        moved[centre, centre], expected[centre, centre], atol=1.01
-    )
+    difference = operate(photograph, "rotate", sign, 0.5) - np.float32(expected)
+    difference = np.abs(difference[centre, centre])
+    # Pillow takes four pixels at once. A degree more or less is off by 4 in the mean.
+    assert difference.mean() < 1.25
+    assert difference.max() < 12
 
 
 def test_rand_augment_draws_every_operation_alike(image, keys, monkeypatch):
@@ -214,7 +223,7 @@ def test_rand_augment_draws_every_operation_alike(image, keys, monkeypatch):
     monkeypatch.setattr(
         transforms, "apply_operation", lambda image, choice, *_: image + choice
     )
-    flat = np.zeros((S, S, C), np.float32)
+    flat = np.zeros((S, S, C), np.uint8)
     for key in keys:
         sums = rand_augment(flat, key, num_operations=1, magnitude=9.0)
         seen.append(int(sums[0, 0, 0]))
@@ -226,15 +235,27 @@ def test_rand_augment_draws_every_operation_alike(image, keys, monkeypatch):
 
 
 def test_rand_augment_is_its_operations_in_turn(photograph):
-    key = jax.random.key(8)
-    expected = np.float32(photograph)
-    for operation_key in jax.random.split(key, 3):
-        choice_key, sign_key = jax.random.split(operation_key)
-        choice = int(jax.random.randint(choice_key, (), 0, len(OPERATIONS)))
-        sign = float(jax.random.rademacher(sign_key, (), np.float32))
-        expected = operate(expected, OPERATIONS[choice], sign, 0.7)
-    result = jax.jit(
-        lambda image: rand_augment(image, key, num_operations=3, magnitude=7.0)
-    )(photograph)
-    # Compiled sums round otherwise; at an edge of posterize that is a step.
-    assert np.mean(np.abs(result - expected) < 0.01) > 0.99
+    """Of each image of a batch, however many of them drew one operation."""
+    augment = functools.partial(rand_augment, num_operations=3, magnitude=7.0)
+    for num_images in (1, 24):
+        keys = jax.random.split(jax.random.key(8), num_images)
+        images = jax.jit(jax.vmap(augment, (None, 0)))(photograph, keys)
+        for key, image in zip(keys, images, strict=True):
+            expected = photograph
+            for operation_key in jax.random.split(key, 3):
+                choice_key, sign_key = jax.random.split(operation_key)
+                choice = int(jax.random.randint(choice_key, (), 0, len(OPERATIONS)))
+                sign = float(jax.random.rademacher(sign_key, (), np.float32))
+                expected = operate(np.uint8(expected), OPERATIONS[choice], sign, 0.7)
+            np.testing.assert_array_equal(image, expected)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 16])
+def test_equalize_is_of_those_that_drew_it(photograph, number, rng):
+    drawn = rng.permutation(np.arange(16) < number)
+    images = jax.vmap(apply_operation, (None, 0, None, None))(
+        photograph, np.where(drawn, OPERATIONS.index("equalize"), 5), 1.0, 0.5
+    )
+    equal = pillow(photograph, "equalize", 1.0, 0.5)
+    for one, equalized in zip(images, drawn, strict=True):
+        np.testing.assert_array_equal(one, equal if equalized else photograph)

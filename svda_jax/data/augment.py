@@ -87,11 +87,16 @@ def mix_pairs(images, targets, shares):
     """
     own = jnp.repeat(shares, 2, axis=0)  # [B, S, S, 1]
 
-    def mix(x, own):
-        partner = x.reshape(-1, 2, *x.shape[1:])[:, ::-1].reshape(x.shape)
+    numbers = jnp.arange(len(images))
+    swap = (numbers[:, None] == numbers ^ 1).astype(jnp.float32)  # [B, B]
+
+    def mix(x, own, precision=None):
+        partner = jnp.einsum(
+            "ab,b...->a...", swap, x.astype(jnp.float32), precision=precision
+        )
         return own * x + (1 - own) * partner
 
-    return mix(images.astype(jnp.float32), own), mix(targets, own.mean((1, 2)))
+    return mix(images, own), mix(targets, own.mean((1, 2)), "highest")
 
 
 def mixup_share(key, side, alpha):
