@@ -25,12 +25,17 @@ metadata={op_name="jit(f)/attend_forward/pallas_call"}
   ROOT %gather.2 = f32[3,2]{1,0} gather(%x, %i), slice_sizes={1}
 }
 
+%c (x: (s32[], f32[2])) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(LIMIT)
+  %i = s32[]{:T(128)} get-tuple-element(%x), index=0
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i, %constant.1), direction=LT
+}
+
 ENTRY %main (x: f32[2]) -> f32[2] {
   %fusion.2 = f32[2]{0} fusion(%x), calls=%pixels, \
 backend_config={"estimated_cycles":"5"}
   %all-reduce.1 = f32[2]{0} all-reduce(%x), to_apply=%sum
-  %while.1 = f32[2]{0} while(%x), condition=%c, body=%inner, \
-backend_config={"known_trip_count":{"n":"3"}}
+  %while.1 = f32[2]{0} while(%x), condition=%c, body=%innerTURNS
 }
 """
 
@@ -79,8 +84,13 @@ custom_call_target="__cublas$lt$matmul", metadata={op_name="f(%x)"}
 """
 
 
-def test_a_program_is_read_with_its_loops():
-    text = PROGRAM.replace("MANY", str(MANY_NUMBERS))
+@pytest.mark.parametrize(
+    ("turns", "limit"),
+    [(', backend_config={"known_trip_count":{"n":"3"}}', "9"), ("", "3")],
+)
+def test_a_program_is_read_with_its_loops(turns, limit):
+    text = PROGRAM.replace("MANY", str(MANY_NUMBERS)).replace("TURNS", turns)
+    text = text.replace("LIMIT", limit)
     assert read_program(text, {"attend_forward": 11}, passes=2) == {
         "cycles": 5 + 3 * (7 + 2 * 11),
         "kernel_cycles": 3 * 2 * 11,

@@ -29,12 +29,16 @@ from experiments.benchmarks.speed import (
     with_attention,
 )
 from experiments.benchmarks.table import Table
+from svda_jax.config import defaults, recipe, validate
 from svda_jax.devices import parallel
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT, create_graphdef
+from svda_jax.train.compiled import create_training
+from svda_jax.train.memory import abstract_arguments
 from svda_jax.train.steps import eval_step
 
 LINEN = "Flax Linen, softmax"
+VIT_S, CIFAR = "ViT-S/16, 224 x 224, bfloat16", "CIFAR recipe, float32"
 
 
 def create_vit_s(image_size=224, depth=12):
@@ -48,11 +52,11 @@ def create_models():
     small = vit(160, 16, 192, 3, 2, "bfloat16", num_classes=100)
     digits = create_config(image_size=8, patch_size=2, depth=4)
     return {
-        "ViT-S/16, 224 x 224, bfloat16": (create_vit_s(), 128),
+        VIT_S: (create_vit_s(), 128),
         "ViT-S/16, 384 x 384, bfloat16": (create_vit_s(384), 32),
         "ViT-B/16, 224 x 224, bfloat16": (vit_b, 128),
         "160 x 160, width 192, 3 heads, 2 blocks, bfloat16": (small, 128),
-        "CIFAR recipe, float32": (create_cifar(), 128),
+        CIFAR: (create_cifar(), 128),
         "digits, float32": (digits, 64),
     }
 
@@ -73,9 +77,9 @@ def accelerators_h100(repeats):
 
 
 def _compare(name):
-    machine, rows = MACHINES[name], []
+    machine, rows, steps = MACHINES[name], [], {}
     for model, (config, batch_size) in create_models().items():
-        estimates = estimate_steps(config, batch_size, name)
+        estimates = steps[model] = estimate_steps(config, batch_size, name)
         flops = count_flops(config, batch_size)
         for layers, one in estimates.items():
             row = {"model": model, "layers, attention": layers}
@@ -96,7 +100,10 @@ def _compare(name):
         f"Gathers and scatters are those of {MANY_NUMBERS} numbers and more.",
         tuple(rows[0]),
         [tuple(row.values()) for row in rows],
-        notes=(_describe_evaluation(name),),
+        notes=(
+            _describe_evaluation(name),
+            _describe_recipe(name, steps[VIT_S]["ours, svda"]),
+        ),
         packages=("libtpu", "jax-cuda12-plugin", "nvidia-cudnn-cu12", "optax"),
         second="kernels",
     )
@@ -160,7 +167,7 @@ def _join(counts):
 def _describe_evaluation(name):
     lines, models = [], create_models()
     what = "cycles" if MACHINES[name].clock else "bytes"
-    for model in ("ViT-S/16, 224 x 224, bfloat16", "CIFAR recipe, float32"):
+    for model in (VIT_S, CIFAR):
         for attention in ("softmax", "svda"):
             config = with_attention(models[model][0], attention)
             without, measured = estimate_evaluation(config, 256, name)
@@ -170,6 +177,28 @@ def _describe_evaluation(name):
     return (
         f"Evaluation of 256 images with all indicators over evaluation without, {what} "
         f"and memory (arguments and temporaries): {'; '.join(lines)}."
+    )
+
+
+def _describe_recipe(name, step):
+    """Augmentation beside a step of the same model without it."""
+    number = len(describe_devices(name))
+    augmented, alone = (
+        estimate_recipe("imagenet100", name, augment=augment)
+        for augment in (True, False)
+    )
+    code = f", {augmented.code / 2**20:.0f} MiB of code" if augmented.code else ""
+    shares = []
+    for what in ("cycles", "bytes"):
+        cost = getattr(augmented, what) - getattr(alone, what)
+        if cost:
+            shares.append(f"{cost / (cost + getattr(step, what)):.1%} of the {what}")
+    return (
+        "The whole training step of configs/imagenet100.py with model.scan, for "
+        f"{number} of them with 128 images each: {augmented.seconds:.0f} s to compile"
+        f"{code}. Augmentation in front of {VIT_S}, SVDA, takes {' and '.join(shares)}, "
+        f"and {augmented.gathers} gathers; its loops, whose turns are random, count "
+        "as one turn."
     )
 
 
@@ -233,6 +262,29 @@ def estimate_evaluation(config, batch_size, machine="v5e"):
         estimate(alone, (params, batch["image"]), machine, passes=passes),
         estimate(measured, (params, batch, key), machine, passes=passes),
     )
+
+
+def estimate_recipe(name, machine="v5e", *, augment=True):
+    """`Estimate` of the whole `train_step` of a recipe, with `model.scan`.
+
+    Args:
+      name: of the recipe.
+      machine: one of `MACHINES`; 128 images for each of its devices.
+      augment: whether with the recipe's augmentation.
+    """
+    mesh = parallel.create_mesh(describe_devices(machine))
+    config = recipe(name)
+    config.model.scan = True
+    config.batch_size = 128 * mesh.size
+    if not augment:
+        config.augment = defaults().augment
+    model_config = validate(config, num_devices=mesh.size)
+    init, step = create_training(config, model_config, num_steps=1000, mesh=mesh)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    arguments = abstract_arguments(jax.eval_shape(init, key), config, mesh)
+    key = place(key, parallel.replicated(mesh))
+    passes = count_passes(model_config, 128)
+    return estimate(step, (*arguments, key), machine, passes=passes)
 
 
 def _abstract(config, device):

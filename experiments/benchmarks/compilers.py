@@ -234,6 +234,16 @@ def read_program(text, bundles, passes):
         elif name:
             computations[name].append(line)
 
+    def count_turns(line):
+        """Of a loop, where the compiler knows; else 1. For TPUs its condition says."""
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
+            return int(known[1])
+        condition = re.search(r"condition=%?([\w.-]+)", line)[1]
+        condition = "\n".join(computations.get(condition, []))
+        limits = re.findall(r" s32\S* constant\((\d+)\)", condition)
+        counted = re.search(r"ROOT .* compare\(.*direction=LT", condition)
+        return int(limits[0]) if counted and len(limits) == 1 else 1
+
     def count(name):
         """Cycles of a computation, those of its kernels, and these kernels."""
         cycles, in_kernels, kernels = 0, 0, {}
@@ -249,8 +259,7 @@ def read_program(text, bundles, passes):
             if kernel:
                 kernels[kernel] = kernels.get(kernel, 0) + 1
             if loop := re.search(r" while\(.*body=%?([\w.-]+)", line):
-                times = re.search(r'"known_trip_count":\{"n":"(\d+)"', line)
-                times = int(times[1]) if times else 1
+                times = count_turns(line)
                 more = count(loop[1])
                 cycles, in_kernels = (
                     cycles + times * more[0],

@@ -24,6 +24,9 @@ __all__ = [
     "observe",
 ]
 
+# Scores that `observe` keeps in memory at once, thrice, as float32.
+MANY_SCORES = 2**24
+
 # What a smaller sigma is taken as: it adds nothing to a score, and can be divided by.
 TINY = 2.0**-100
 
@@ -138,8 +141,16 @@ def attend(query, key, value, sigma, *, unit):
 
 
 def observe(function, query, key, value, sigma, noise, *, unit):
-    """`plain.observe`, and this `attend`."""
-    _, rows = plain.observe(function, query, key, value, sigma, noise, unit=unit)
+    """`plain.observe` of some images at a time, `MANY_SCORES`, and this `attend`."""
+    num_tokens, num_heads = query.shape[1:3]
+    images = max(1, MANY_SCORES // (num_heads * num_tokens**2))
+
+    def observe_one(inputs):
+        inputs = (x[None] for x in inputs)
+        _, rows = plain.observe(function, *inputs, sigma, noise, unit=unit)
+        return jax.tree.map(lambda row: row[0], rows)
+
+    rows = jax.lax.map(observe_one, (query, key, value), batch_size=images)
     return attend(query, key, value, sigma, unit=unit), rows
 
 
