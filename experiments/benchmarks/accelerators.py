@@ -29,7 +29,8 @@ from experiments.benchmarks.speed import (
     with_attention,
 )
 from experiments.benchmarks.table import Table
-from svda_jax.config import defaults, recipe, validate
+from svda_jax.config import recipe, validate
+from svda_jax.data.augment import create_augment
 from svda_jax.devices import parallel
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT, create_graphdef
@@ -181,24 +182,21 @@ def _describe_evaluation(name):
 
 
 def _describe_recipe(name, step):
-    """Augmentation beside a step of the same model without it."""
+    """A whole step, and augmentation in front of one of the same model without it."""
     number = len(describe_devices(name))
-    augmented, alone = (
-        estimate_recipe("imagenet100", name, augment=augment)
-        for augment in (True, False)
-    )
-    code = f", {augmented.code / 2**20:.0f} MiB of code" if augmented.code else ""
+    whole = estimate_recipe("imagenet100", name)
+    augmentation = estimate_augmentation("imagenet100", name)
+    code = f", {whole.code / 2**20:.0f} MiB of code" if whole.code else ""
     shares = []
     for what in ("cycles", "bytes"):
-        cost = getattr(augmented, what) - getattr(alone, what)
-        if cost:
+        if cost := getattr(augmentation, what):
             shares.append(f"{cost / (cost + getattr(step, what)):.1%} of the {what}")
     return (
         "The whole training step of configs/imagenet100.py with model.scan, for "
-        f"{number} of them with 128 images each: {augmented.seconds:.0f} s to compile"
-        f"{code}. Augmentation in front of {VIT_S}, SVDA, takes {' and '.join(shares)}, "
-        f"and {augmented.gathers} gathers; its loops, whose turns are random, count "
-        "as one turn."
+        f"{number} of them with 128 images each: {whole.seconds:.0f} s to compile"
+        f"{code}. Its augmentation alone, in front of {VIT_S}, SVDA: "
+        f"{' and '.join(shares)}, {augmentation.gathers} gathers; its loops, whose "
+        "turns are random, count as one turn."
     )
 
 
@@ -264,20 +262,17 @@ def estimate_evaluation(config, batch_size, machine="v5e"):
     )
 
 
-def estimate_recipe(name, machine="v5e", *, augment=True):
+def estimate_recipe(name, machine="v5e"):
     """`Estimate` of the whole `train_step` of a recipe, with `model.scan`.
 
     Args:
       name: of the recipe.
       machine: one of `MACHINES`; 128 images for each of its devices.
-      augment: whether with the recipe's augmentation.
     """
     mesh = parallel.create_mesh(describe_devices(machine))
     config = recipe(name)
     config.model.scan = True
     config.batch_size = 128 * mesh.size
-    if not augment:
-        config.augment = defaults().augment
     model_config = validate(config, num_devices=mesh.size)
     init, step = create_training(config, model_config, num_steps=1000, mesh=mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -285,6 +280,21 @@ def estimate_recipe(name, machine="v5e", *, augment=True):
     key = place(key, parallel.replicated(mesh))
     passes = count_passes(model_config, 128)
     return estimate(step, (*arguments, key), machine, passes=passes)
+
+
+def estimate_augmentation(name, machine="v5e"):
+    """`Estimate` of the augmentation of a recipe, of 128 images on one device."""
+    mesh = parallel.create_mesh(describe_devices(machine)[:1])
+    config = recipe(name)
+    model_config = validate(config, num_devices=1)
+    augment = parallel.pmap(
+        create_augment(config.augment), mesh, split_argnums=(0, 1, 2)
+    )
+    images = place_batch(model_config, 128, mesh)["image"]
+    targets = jax.ShapeDtypeStruct((128, model_config.num_classes), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 128))
+    targets, keys = place((targets, keys), parallel.split(mesh))
+    return estimate(augment, (images, targets, keys), machine, passes=0)
 
 
 def _abstract(config, device):
