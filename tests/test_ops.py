@@ -270,3 +270,27 @@ def test_sums_as_products_equal_sums(rng):
         total = cpu.sum_rows(jnp.ones((1000, 3), dtype))
         assert total.dtype == dtype
         np.testing.assert_array_equal(np.float32(total), np.full(3, 1000))
+
+
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_what_is_observed_equals_plain(rng, monkeypatch, ops, unit, images):
+    """Of one image at a time too, of two, where one is left over, and of all."""
+    shape = (5, 7, 2, 3)
+    monkeypatch.setattr(gpu, "MANY_SCORES", images * 2 * 7**2)
+    query, key, value = (jnp.float32(rng.normal(size=shape)) for _ in range(3))
+    sigma = jnp.float32(rng.normal(size=shape[2:]))
+    noise = jnp.float32(0.3 * rng.normal(size=(2, *shape[1:])))
+
+    def function(rows):
+        moved = jnp.abs(rows["weights"] - rows["perturbed"])
+        cosines = jnp.abs(rows["cosines"])
+        return {"moved": jnp.sum(moved, axis=-1)}, (jnp.max(cosines, axis=-1),)
+
+    actual, expected = (
+        one.observe(function, query, key, value, sigma, noise, unit=unit)
+        for one in (ops, O.PLAIN)
+    )
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for x, y in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
