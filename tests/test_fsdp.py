@@ -26,7 +26,9 @@ def config(make_config):
         warmup_fraction=0.0,
         ema_decay=0.9,
         model__width=64,
-        model__depth=1,
+        model__depth=2,
+        model__scan=True,
+        model__remat="nothing_saveable",
         model__mlp_dim=64,
     )
 
@@ -81,8 +83,9 @@ def test_a_large_array_is_split_along_its_largest_axis_that_can_be(mesh, shape, 
 
 
 def assert_close(actual, expected):
-    """Within float32 sums in another order: a share of an array's largest entry."""
-    limit = 1e-5 * np.abs(expected).max()
+    """Within float32 sums in another order, through five steps of Adam, which divides
+    small gradients by their own size: a share of an array's largest entry."""
+    limit = 1e-4 * np.abs(expected).max()
     np.testing.assert_allclose(actual, expected, rtol=0, atol=limit)
 
 
@@ -90,7 +93,8 @@ def test_steps_are_those_of_one_device_that_has_it_whole(config, mesh):
     """AdamW's moments too: parameters alone hardly show how long a gradient is."""
     state, reports = run(*create_timed_step(config, mesh))
     with config.unlocked():
-        config.fsdp = False
+        config.fsdp = config.model.scan = False
+        config.model.remat = "none"
     one = parallel.create_mesh(jax.devices()[:1])
     expected, expected_reports = run(*create_timed_step(config, one))
     for report, other in zip(reports, expected_reports, strict=True):
