@@ -58,14 +58,24 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def two_devices(monkeypatch):
-    """Training sees two devices: eight on two cores mostly wait for each other."""
+def see_devices(monkeypatch):
+    """Makes training see so many devices, the first, alone."""
     create_mesh = parallel.create_mesh
-    monkeypatch.setattr(
-        parallel,
-        "create_mesh",
-        lambda devices=None: create_mesh(devices or jax.devices()[:2]),
-    )
+
+    def see(number):
+        monkeypatch.setattr(
+            parallel,
+            "create_mesh",
+            lambda devices=None: create_mesh(devices or jax.devices()[:number]),
+        )
+
+    return see
+
+
+@pytest.fixture
+def two_devices(see_devices):
+    """Training sees two devices: eight on two cores mostly wait for each other."""
+    see_devices(2)
 
 
 @pytest.fixture(autouse=True)

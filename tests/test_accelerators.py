@@ -1,7 +1,9 @@
 """What compilers say of steps for accelerators that are not there."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 
@@ -118,18 +120,9 @@ def test_bytes_are_what_kernels_read_and_write():
     assert count_bytes(GPU_PROGRAM) == 3 * (take + put + attend) + product
 
 
-def estimate_two_blocks(machine):
-    """What a machine's compiler says of ViT-S/16, by step: dicts of an `Estimate`."""
-    code = (
-        "import json\n"
-        "from experiments.benchmarks import accelerators as A\n"
-        f"config, machine = A.create_vit_s(depth=2), {machine!r}\n"
-        "found = A.estimate_steps(config, 128, machine)\n"
-        "evaluation = A.estimate_evaluation(config, 128, machine)\n"
-        "found |= zip(('without', 'measured'), evaluation)\n"
-        "found['augment'] = A.estimate_augmentation('imagenet100', machine)\n"
-        "print(json.dumps({k: v._asdict() for k, v in found.items()}))\n"
-    )
+def ask(code):
+    """What code `found` in a process that can compile for a machine that is not here."""
+    code = f"import json\n{code}print(json.dumps(found))\n"
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -138,6 +131,19 @@ def estimate_two_blocks(machine):
         stdout=subprocess.PIPE,
     )
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def estimate_two_blocks(machine):
+    """What a machine's compiler says of ViT-S/16, by step: dicts of an `Estimate`."""
+    return ask(
+        "from experiments.benchmarks import accelerators as A\n"
+        f"config, machine = A.create_vit_s(depth=2), {machine!r}\n"
+        "found = A.estimate_steps(config, 128, machine)\n"
+        "evaluation = A.estimate_evaluation(config, 128, machine)\n"
+        "found |= zip(('without', 'measured'), evaluation)\n"
+        "found['augment'] = A.estimate_augmentation('imagenet100', machine)\n"
+        "found = {k: v._asdict() for k, v in found.items()}\n"
+    )
 
 
 @pytest.mark.slow
@@ -197,3 +203,53 @@ def test_on_an_h100_ours_moves_and_keeps_less_than_linen():
     assert found.pop("augment")["gathers"] == 0
     for one in found.values():
         assert (one["loops"], one["gathers"], one["collectives"]) == (0, 0, {})
+
+
+@pytest.mark.slow
+def test_on_sixteen_tpus_a_split_state_moves_as_parameters_and_gradients_alone():
+    """Gathered in the activations' type. Gradients are summed once; where links go in
+    two directions the compiler makes all-reduces of reduce-scatters."""
+    pytest.importorskip("libtpu")
+    found = ask(
+        "import jax\n"
+        "from experiments.benchmarks import compilers as C\n"
+        "from svda_jax.config import recipe, validate\n"
+        "from svda_jax.devices import parallel\n"
+        "from svda_jax.train.compiled import create_training\n"
+        "from svda_jax.train.memory import abstract_arguments\n"
+        "C.MACHINES['pod'] = C.MACHINES['v5e']._replace(topology='v5e:4x4')\n"
+        "mesh = parallel.create_mesh(C.describe_devices('pod'))\n"
+        "config = recipe('digits')\n"
+        "config.batch_size, config.fsdp = 128, True\n"
+        "config.augment.crop_padding = 0\n"
+        "config.model.update(depth=1, width=128, mlp_dim=512, dtype='bfloat16')\n"
+        "model = validate(config, num_devices=mesh.size)\n"
+        "init, step = create_training(config, model, num_steps=9, mesh=mesh)\n"
+        "key = jax.eval_shape(lambda: jax.random.key(0))\n"
+        "state = jax.eval_shape(init, key)\n"
+        "arguments = abstract_arguments(state, config, mesh)\n"
+        "key = C.place(key, parallel.replicated(mesh))\n"
+        "compiled = step.lower(*arguments, key).compile()\n"
+        "shardings = parallel.shard(state.params, mesh, fsdp=True)\n"
+        "sizes = [(leaf.size, s.is_fully_replicated) for leaf, s in\n"
+        "    zip(*map(jax.tree.leaves, (state.params, shardings)))]\n"
+        "found = {\n"
+        "    'text': compiled.as_text(),\n"
+        "    'held': compiled.memory_analysis().argument_size_in_bytes,\n"
+        "    'split': [size for size, whole in sizes if not whole],\n"
+        "    'whole': [size for size, whole in sizes if whole],\n"
+        "}\n"
+    )
+    gathered, summed = [], []
+    for shapes, name in re.findall(
+        r"= (.*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\(", found["text"]
+    ):
+        for dtype, sizes in re.findall(r"\b(\w+)\[([\d,]*)\]", shapes):
+            size = math.prod(map(int, filter(None, sizes.split(","))))
+            (gathered if name == "all-gather" else summed).append((dtype, size))
+    assert {dtype for dtype, _ in gathered} == {"bf16"}
+    assert {size for _, size in gathered} == set(found["split"])
+    gradients = sum(size for dtype, size in summed if dtype == "f32" and size > 1)
+    assert gradients <= sum(found["split"]) + sum(found["whole"])
+    # Three arrays a parameter, of four bytes; what is whole is padded to tiles.
+    assert found["held"] < 0.2 * 12 * sum(found["split"])

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
+import shutil
 import signal
 import socket
 
@@ -202,6 +203,27 @@ def test_sigterm_to_one_process_stops_both_at_one_step_and_one_goes_on(
     np.testing.assert_allclose(
         losses(tmp_path / "run"), losses(two_devices_whole), rtol=1e-4
     )
+
+
+@pytest.mark.slow
+def test_a_state_split_over_two_processes_is_saved_and_goes_on_in_two_or_one(
+    program, tmp_path
+):
+    wide = {"model.width": 64, "model.mlp_dim": 64}  # or nothing would be split
+    program.finish(tmp_path / "whole", **wide)
+    pair = program.start_pair(tmp_path / "two", fsdp=True, **wide)
+    assert read_until(pair[0], "epoch    2.0")
+    pair[1].send_signal(signal.SIGTERM)
+    first, _ = map(finish, pair)
+    assert "saved; the same line goes on" in first
+    shutil.copytree(tmp_path / "two", tmp_path / "one")
+    first, _ = map(finish, program.start_pair(tmp_path / "two", fsdp=True, **wide))
+    assert "resuming at step" in first
+    assert "resuming at step" in program.finish(tmp_path / "one", **wide)
+    for name in ("two", "one"):
+        np.testing.assert_allclose(
+            losses(tmp_path / name), losses(tmp_path / "whole"), rtol=1e-4
+        )
 
 
 @pytest.mark.slow

@@ -63,6 +63,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert str(error.value) == (
         "a training step needs 0.00 GiB of each device, which has 0.00 GiB; less is "
         "needed with a smaller batch_size, a larger accumulate_steps, "
-        "model.dtype=bfloat16, a smaller model or smaller images"
+        "model.dtype=bfloat16, fsdp=True, a smaller model or smaller images"
     )
     assert not list(tmp_path.iterdir())
