@@ -121,7 +121,7 @@ def test_bytes_are_what_kernels_read_and_write():
 
 
 def ask(code):
-    """What code `found` in a process that can compile for a machine that is not here."""
+    """What code `found`, in a process that can compile for a machine not here."""
     code = f"import json\n{code}print(json.dumps(found))\n"
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
