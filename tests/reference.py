@@ -215,3 +215,27 @@ def perturb(x, noise, scale):
         rms = np.sqrt(np.mean(x[b, i, h] ** 2))
         out[b, i, h] = x[b, i, h] + scale * rms * noise[i, h]
     return out
+
+
+def score_spectrum(query, key, sigma=None):
+    """`[B, N, H, K]` twice, `[H, K]` or None -> `[H, K]`, of all scores there are.
+
+    The singular values of the matrix of every query's centred score with every key,
+    over the square root of their number.
+    """
+    query, key = np.float64(query), np.float64(key)
+    if sigma is not None:
+        query, key = normalize(query), normalize(key)
+    batch, tokens, heads, width = query.shape
+    values = np.zeros((heads, width))
+    for h in range(heads):
+        factors = np.ones(width) if sigma is None else np.float64(sigma[h])
+        scores = np.zeros((batch * tokens, batch * tokens))
+        for b, c in np.ndindex(batch, batch):
+            block = query[b, :, h] * factors @ key[c, :, h].T / np.sqrt(width)
+            block = block - block.mean(axis=1, keepdims=True)
+            rows = slice(b * tokens, (b + 1) * tokens)
+            scores[rows, c * tokens : (c + 1) * tokens] = block
+        found = np.linalg.svd(scores / (batch * tokens), compute_uv=False)[:width]
+        values[h, : len(found)] = found
+    return values

@@ -63,7 +63,9 @@ def test_evaluation_is_the_mean_over_single_images(
     model = nnx.merge(create_graphdef(config), params)
     one = jax.jit(
         lambda image: [
-            I.measure(jax.random.key(5), 0.1, layer, trace, trace.key)[1]
+            I.measure(jax.random.key(5), 0.1, None, layer, trace, trace.key)[1][
+                "indicators"
+            ]
             | I.compute_indicators({"spectrum": model.blocks[layer].attention.spectrum})
             for layer, trace in enumerate(model(image[None])[1])
         ]
@@ -105,7 +107,7 @@ def test_logits_are_the_same_with_and_without(
 
     @jax.jit
     def together(params, images):
-        measure = functools.partial(I.measure, jax.random.key(0), 0.1)
+        measure = functools.partial(I.measure, jax.random.key(0), 0.1, None)
         logits, traces = nnx.merge(graphdef, params)(images, measure=measure)
         return logits, [trace.indicators for trace in traces]
 

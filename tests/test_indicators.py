@@ -52,7 +52,7 @@ def alignment(query, key):
 
 
 def of_attention(trace, key, noise_scale):
-    return I.measure(key, noise_scale, 0, trace, trace.key)[1]
+    return I.measure(key, noise_scale, None, 0, trace, trace.key)[1]["indicators"]
 
 
 def selectivity(weights):

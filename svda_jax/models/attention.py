@@ -13,6 +13,7 @@ from flax import nnx
 from svda_jax.models.layers import Linear
 from svda_jax.models.ops import PLAIN
 from svda_jax.models.ops.plain import weigh
+from svda_jax.models.score import weigh_moments
 
 # The attentions a model can have, as `model.attention` names them.
 ATTENTIONS = ("svda", "softmax")
@@ -36,6 +37,7 @@ class Trace(NamedTuple):
       sigma: `[H, K]` float32, SVDA's diagonal; None for softmax attention.
       scale: of the scores, see `attention_weights`.
       indicators: those of `indicators.measure`, where the model was asked to measure.
+      moments: of `score.sum_moments`, likewise.
     """
 
     query: jax.Array
@@ -43,6 +45,7 @@ class Trace(NamedTuple):
     sigma: jax.Array | None
     scale: float | None = None
     indicators: dict | None = None
+    moments: jax.Array | None = None
 
 
 def attention_weights(query, key, sigma=None, *, scale=None):
@@ -196,13 +199,14 @@ class Attention(nnx.Module):
 
         Args:
           x: `[B, N, D]`.
-          measure: (trace, value, ops) -> what `attention` gives, and the indicators.
+          measure: (trace, value, ops) -> what `attention` gives, and a dict of what
+            was measured, which the trace gets.
         """
         query, key, value = self.query(x), self.key(x), self.value(x)  # [B, N, H, K]
         trace = Trace(query, key, self.sigma, self.scale)
         if measure:
-            attended, indicators = measure(trace, value, self.ops)
-            return self.out(attended), trace._replace(indicators=indicators)
+            attended, measured = measure(trace, value, self.ops)
+            return self.out(attended), trace._replace(**measured)
         options = {"scale": self.scale, "ops": self.ops}
         return self.out(attention(query, key, value, trace.sigma, **options)), trace
 
@@ -221,6 +225,18 @@ class Attention(nnx.Module):
         return singular_values(
             jax.lax.stop_gradient(self.query.kernel[...]),
             jax.lax.stop_gradient(self.key.kernel[...]),
+        )
+
+    @property
+    def factors(self):
+        """`[H, K]` float32, what the score multiplies each direction by."""
+        return diagonal(self.query.bias[...][None, None], self.sigma, self.scale)
+
+    @property
+    def weight_moments(self):
+        """`[2, H, K, K]` float32, see `score.weigh_moments`."""
+        return weigh_moments(
+            self.query.kernel[...], self.key.kernel[...], unit=self.start is not None
         )
 
     def orthonormality_penalty(self):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from svda_jax.models.attention import diagonal
 from svda_jax.models.ops import PLAIN
+from svda_jax.models.score import sum_moments
 
 
 def spectral_entropy(spectrum):
@@ -278,8 +279,8 @@ def compute_indicators(observed):
     }
 
 
-def measure(key, noise_scale, layer, trace, value, ops=PLAIN):
-    """Attention, and the indicators `of_images` of it.
+def measure(key, noise_scale, mask, layer, trace, value, ops=PLAIN):
+    """Attention, and what an evaluation measures of it.
 
     One draw `[2, N, H, K]` of the noise serves all images, so that an image's values
     depend neither on its batch nor on its place there.
@@ -288,13 +289,15 @@ def measure(key, noise_scale, layer, trace, value, ops=PLAIN):
       key: PRNG key of the noise, the run's.
       noise_scale: standard deviation of the noise on each query and key, in units of
         its root mean square over K.
+      mask: `[B]` bool, the images whose moments count; None for all.
       layer: its number; the noise of each is another.
       trace: a `Trace`, of either attention.
       value: `[B, N, H, V]`.
       ops: the `Ops` to compute with.
 
     Returns:
-      What `attention` gives, and a dict of `[B, H]` float32.
+      What `attention` gives, and a dict: "indicators", those `of_images`, `[B, H]`
+      float32 by name, and "moments", see `score.sum_moments`.
     """
     shape = (2, *trace.query.shape[1:])
     noise = noise_scale * jax.random.normal(jax.random.fold_in(key, layer), shape)
@@ -307,7 +310,10 @@ def measure(key, noise_scale, layer, trace, value, ops=PLAIN):
         noise,
         unit=trace.sigma is not None,
     )
-    return out, {name: jnp.mean(rows[name], axis=-1) for name in of_images()}
+    return out, {
+        "indicators": {name: jnp.mean(rows[name], axis=-1) for name in of_images()},
+        "moments": sum_moments(trace, mask, ops),
+    }
 
 
 def _scaled(spectrum):

@@ -265,7 +265,7 @@ class ViT(nnx.Module):
             `look.predict.read_images` makes them of files.
           dropout_keys: `[B]` PRNG keys, one an image, which turn dropout and drop path
             on. What an image meets does not depend on the batch it stands in.
-          measure: (layer, trace, value, ops) -> attention and its indicators; see
+          measure: (layer, trace, value, ops) -> attention and what was measured; see
             `indicators.measure`.
 
         Returns:

@@ -42,6 +42,16 @@ VARIABLES = {
         "1",
         "sigma, or the singular values of W_q W_k^T for softmax attention",
     ),
+    "score_spectrum": (
+        ("layer", "head", "direction"),
+        "logits",
+        "singular values of the score over the evaluation split, largest first",
+    ),
+    "weight_spectrum": (
+        ("layer", "head", "direction"),
+        "logits",
+        "the same by the weights alone, for inputs of unit covariance",
+    ),
 }
 
 

@@ -16,6 +16,7 @@ from svda_jax.devices import parallel
 from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS, of_images
 from svda_jax.models.ops import choose
+from svda_jax.models.score import score_spectrum
 from svda_jax.models.vit import create_graphdef
 from svda_jax.train.in_flight import MAX_IN_FLIGHT
 from svda_jax.train.metrics import EvalMetrics
@@ -181,12 +182,18 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
                 jax.block_until_ready(metrics)
         measured = measure(params)
         measured, averages = jax.device_get((measured, metrics.compute()))
+        factors, there = measured.pop("factors"), np.isfinite(measured["spectrum"])
+        scores = (
+            np.where(there, score_spectrum(moments, factors), np.nan)
+            for moments in (averages["moments"], measured.pop("weight_moments"))
+        )
         images = dict(zip(of_images(), averages["indicators"], strict=True))
         indicators = measured["indicators"] | images
         return {
             **measured,
             "eval_loss": averages["loss"],
             "eval_accuracy": averages["accuracy"],
+            **dict(zip(("score_spectrum", "weight_spectrum"), scores, strict=True)),
             "indicators": np.stack([indicators[name] for name in INDICATORS]),
         }
 

@@ -35,6 +35,16 @@ class ImageAverage(metrics.Metric):
 
 
 @flax.struct.dataclass
+class MomentsAverage(ImageAverage):
+    """The average of the "moments" of a model's output, already sums over images."""
+
+    @classmethod
+    def from_model_output(cls, moments, mask, **_):
+        """Takes the sum of the images whose mask `[B]` is True."""
+        return cls(total=moments, count=jnp.sum(mask, dtype=jnp.int32))
+
+
+@flax.struct.dataclass
 class Metrics(metrics.Collection):
     """Loss (nats) and accuracy (fraction), averaged over images.
 
@@ -48,8 +58,14 @@ class Metrics(metrics.Collection):
 
 @flax.struct.dataclass
 class EvalMetrics(metrics.Collection):
-    """`Metrics`, and `indicators` `[B, I, L, H]` averaged to `[I, L, H]`."""
+    """`Metrics`, and averages over images.
+
+    Attributes:
+      indicators: `[B, I, L, H]` to `[I, L, H]`.
+      moments: sums `[L, 2, H, K, K]` to their average, see `score.sum_moments`.
+    """
 
     loss: metrics.Average.from_output("loss")
     accuracy: metrics.Accuracy
     indicators: ImageAverage.from_output("indicators")
+    moments: MomentsAverage

@@ -253,11 +253,12 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
 
     Returns:
       `EvalMetrics` of the masked images: the loss without label smoothing, the
-      indicators `of_images` of all layers.
+      indicators `of_images` and the moments of all layers.
     """
     model = nnx.merge(graphdef, params)
     logits, traces = model(
-        batch["image"], measure=functools.partial(measure, key, noise_scale)
+        batch["image"],
+        measure=functools.partial(measure, key, noise_scale, batch["mask"]),
     )
     indicators = jnp.stack(
         [jnp.stack([t.indicators[name] for t in traces], 1) for name in of_images()], 1
@@ -268,6 +269,7 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
         labels=batch["label"],
         mask=batch["mask"],
         indicators=indicators,
+        moments=_stack([t.moments for t in traces], axes=2),
     )
     return jax.lax.psum(metrics, AXIS)
 
@@ -280,21 +282,41 @@ def measure_parameters(params, *, graphdef):
         "spectrum" `[L, H, K]`, that of each head (`Attention.spectrum`), with NaN for
           directions that other layers have and its own does not,
         "indicators" `[L, H]` by name, those of the spectrum,
+        "factors" `[L, H, K]`, see `score.score_spectrum`, 0 where "spectrum" is NaN,
+        "weight_moments" `[L, 2, H, K, K]`, see `score.weigh_moments`,
         "retained_rank" `[L, H]`, the directions that hold 90 % of its energy,
         "orthonormality", the mean over layers of the soft-orthonormality penalty.
     """
     model = nnx.merge(graphdef, params)
     spectra = [block.attention.spectrum for block in model.blocks]  # [H, K] each
     layers = [compute_indicators({"spectrum": spectrum}) for spectrum in spectra]
-    widest = max(spectrum.shape[-1] for spectrum in spectra)
+    attentions = [block.attention for block in model.blocks]
     return {
-        "spectrum": jnp.stack(
-            [
-                jnp.pad(s, ((0, 0), (0, widest - s.shape[-1])), constant_values=jnp.nan)
-                for s in spectra
-            ]
-        ),
+        "spectrum": _stack(spectra, axes=1, fill=jnp.nan),
+        "factors": _stack([a.factors for a in attentions], axes=1),
+        "weight_moments": _stack([a.weight_moments for a in attentions], axes=2),
         "indicators": jax.tree.map(lambda *layers: jnp.stack(layers), *layers),
         "retained_rank": jnp.stack([retained_rank(spectrum) for spectrum in spectra]),
         "orthonormality": model.orthonormality_penalty(),
     }
+
+
+def _stack(layers, *, axes, fill=0.0):
+    """Arrays of all layers, filled up where a pruned one has fewer directions.
+
+    Args:
+      layers: arrays whose last axes are directions.
+      axes: how many of them.
+      fill: what they are filled up with.
+    """
+    widest = max(array.shape[-1] for array in layers)
+    return jnp.stack(
+        [
+            jnp.pad(
+                array,
+                [(0, 0)] * (array.ndim - axes) + [(0, widest - array.shape[-1])] * axes,
+                constant_values=fill,
+            )
+            for array in layers
+        ]
+    )
