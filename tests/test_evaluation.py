@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 
 from svda_jax.data.in_memory import Examples, InMemory
@@ -78,6 +79,42 @@ def test_evaluation_is_the_mean_over_single_images(
     again = evaluate(params)
     for name, value in measured.items():
         np.testing.assert_array_equal(value, again[name])
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_spectrum_of_the_score_is_that_of_all_scores_of_the_split(
+    make_model_config, make_params, attention
+):
+    config = make_model_config(attention=attention)
+    params = make_params(config)
+    evaluate, examples = evaluation(config, 8)
+    measured = evaluate(params)
+    model = nnx.merge(create_graphdef(config), params)
+    for layer, trace in enumerate(model(examples.images)[1]):
+        score = measured["score_spectrum"][layer]
+        expected = reference.score_spectrum(trace.query, trace.key, trace.sigma)
+        # Small ones are square roots of what float32 rounds.
+        np.testing.assert_allclose(score, expected, atol=2e-3 * expected.max())
+        np.testing.assert_allclose(
+            measured["score_strength"][layer],
+            np.sqrt(np.sum(expected**2, axis=-1)),
+            rtol=1e-5,
+        )
+        rank = np.apply_along_axis(reference.effective_rank, -1, score)
+        np.testing.assert_allclose(measured["score_rank"][layer], rank, rtol=1e-5)
+
+
+def test_directions_that_a_layer_does_not_have_are_missing(
+    make_model_config, make_params
+):
+    config = make_model_config(qk_dim=(3, 2))
+    measured = evaluation(config, 8)[0](make_params(config))
+    for name in ("spectrum", "score_spectrum", "weight_spectrum"):
+        there = np.isfinite(measured[name])
+        assert there[0].all()
+        assert there[1, :, :2].all()
+        assert not there[1, :, 2:].any()
+    assert np.isfinite(measured["score_rank"]).all()
 
 
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(23, 1), (4, 1), (8, 4)])

@@ -20,9 +20,11 @@ L, H, K = 2, 3, 5
 def make_values(rng):
     def make(number):
         values = {name: np.float32(number) for name in VARIABLES}
-        values["spectrum"] = np.float32(rng.normal(size=(L, H, K)) + number)
+        for name in ("spectrum", "score_spectrum", "weight_spectrum"):
+            values[name] = np.float32(rng.normal(size=(L, H, K)) + number)
         values["indicators"] = np.float32(rng.uniform(size=(6, L, H)))
-        values["retained_rank"] = np.float32(rng.integers(1, K, size=(L, H)))
+        for name in ("retained_rank", "score_rank", "score_strength"):
+            values[name] = np.float32(rng.integers(1, K, size=(L, H)))
         return values
 
     return make
@@ -50,6 +52,21 @@ def test_history_is_one_labelled_data_set(tmp_path, make_values):
         np.testing.assert_array_equal(data["spectrum"], spectra)
         assert data["epoch_seconds"].attrs["units"] == "s"
         assert all(data[name].attrs["long_name"] for name in VARIABLES)
+
+
+def test_history_of_an_older_version_goes_on(tmp_path, make_values):
+    """What it did not measure is missing in its rows alone."""
+    history = History(tmp_path, last_step=0, attrs={})
+    history.append(1, 1.0, make_values(1))
+    older = history.data.drop_vars("score_spectrum")
+    older.to_netcdf(history.path, engine="scipy")
+    History(tmp_path, last_step=1, attrs={}).append(2, 2.0, values := make_values(2))
+    with xr.open_dataset(tmp_path / "history.nc") as data:
+        assert np.isnan(data["score_spectrum"][0]).all()
+        np.testing.assert_array_equal(
+            data["score_spectrum"][1], values["score_spectrum"]
+        )
+        assert not np.isnan(data["spectrum"]).any()
 
 
 def test_history_is_cut_at_the_restored_step(tmp_path, make_values):
@@ -130,7 +147,11 @@ def test_events_hold_scalars_histograms_and_hyperparameters(
     assert len(tags) == len(SCALARS) + 6 * (1 + L)
     for tag in SCALARS:
         assert [(e.step, e.value) for e in events.Scalars(tag)] == [(45, 0.5)]
-    assert events.Tags()["histograms"] == ["spectrum/layer_1", "spectrum/layer_2"]
+    assert events.Tags()["histograms"] == [
+        f"{name}/layer_{layer}"
+        for name in ("spectrum", "score_spectrum")
+        for layer in (1, 2)
+    ]
     histogram = events.Histograms("spectrum/layer_2")[0].histogram_value
     assert histogram.num == H * K
     assert histogram.sum == pytest.approx(values["spectrum"][1].sum(), rel=1e-5)
@@ -160,7 +181,8 @@ def test_events_behind_the_restored_step_are_dropped(
 def test_pictures_and_the_number_of_tags(tmp_path, make_config, rng):
     """Twelve layers of twelve heads stay under 150 tags."""
     values = {name: np.float32(0.5) for name in VARIABLES}
-    values["spectrum"] = np.float32(rng.normal(size=(12, 12, 16)))
+    for name in ("spectrum", "score_spectrum"):
+        values[name] = np.float32(rng.normal(size=(12, 12, 16)))
     values["indicators"] = np.float32(rng.uniform(size=(6, 12, 12)))
     images = rng.integers(0, 256, size=(4, 8, 8, 1)).astype(np.uint8)
     maps = np.float32(rng.uniform(size=(4, 12, 12, 4, 4)))
@@ -170,7 +192,11 @@ def test_pictures_and_the_number_of_tags(tmp_path, make_config, rng):
         writer.write_pictures(45, draw_pictures(images, maps, titles, values))
     tags = read_events(tmp_path).Tags()
     names = [f"indicators/{name}/heads" for name in INDICATORS]
-    names += ["spectrum/heads", *(f"attention/image_{i}" for i in range(1, 5))]
+    names += [
+        "spectrum/heads",
+        "score_spectrum/heads",
+        *(f"attention/image_{i}" for i in range(1, 5)),
+    ]
     assert sorted(tags["images"]) == sorted(names)
     assert sum(len(tags[kind]) for kind in ("scalars", "images", "histograms")) < 150
 

@@ -196,6 +196,8 @@ def _tables(comparison):
             for name in INDICATORS
         },
         "retained rank (90 % of energy)": lambda h: h["retained_rank"][-1].mean(),
+        "effective rank of the score": lambda h: h["score_rank"][-1].mean(),
+        "strength of the score (logits)": lambda h: h["score_strength"][-1].mean(),
         "orthonormality penalty": lambda h: h["orthonormality"][-1],
     }
     lines = ["| | softmax | SVDA | SVDA - softmax |", "|---|---|---|---|"]

@@ -147,11 +147,12 @@ def heat_maps(values):
     return figure
 
 
-def spectra(spectrum):
+def spectra(spectrum, label="|spectrum|"):
     """The spectrum of each head, sorted: a panel a layer, a line a head.
 
     Args:
       spectrum: `[L, H, K]`, NaN where a layer has fewer directions.
+      label: of its values.
     """
     num_layers, num_heads, num_directions = spectrum.shape
     columns = min(num_layers, 4)
@@ -172,7 +173,7 @@ def spectra(spectrum):
     for ax in axes.flat[num_layers:]:
         ax.remove()
     figure.supxlabel("direction, by size", fontsize=9)
-    figure.supylabel("|spectrum|", fontsize=9)
+    figure.supylabel(label, fontsize=9)
     return figure
 
 

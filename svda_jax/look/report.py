@@ -118,6 +118,7 @@ def _describe(workdir):
             float(last["retained_rank"].mean()),
             last.sizes["direction"],
         ),
+        "score": _describe_score(last),
         "speed": _speed(history),
         "by_epoch": figures.indicators_by_epoch(history),
         "by_layer": figures.indicators_by_layer(history),
@@ -125,6 +126,17 @@ def _describe(workdir):
         "spectra": figures.spectra(last["spectrum"].values),
         "pruned": _describe_pruning(workdir),
         "images": _look_at_images(workdir, config),
+    }
+
+
+def _describe_score(last):
+    """What the score's own spectrum says; None of a run that did not measure it."""
+    if "score_spectrum" not in last:
+        return None
+    return {
+        "rank": float(last["score_rank"].mean()),
+        "strength": float(last["score_strength"].mean()),
+        "spectra": figures.spectra(last["score_spectrum"].values, "logits"),
     }
 
 

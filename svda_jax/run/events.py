@@ -14,7 +14,7 @@ from svda_jax import UserError
 from svda_jax.config import flatten
 from svda_jax.models.indicators import INDICATORS
 
-# TensorBoard's tag for each of them that is a number.
+# TensorBoard's tag for each of them that is a number, or the mean of one of each head.
 SCALARS = {
     "train/loss": "train_loss",
     "train/accuracy": "train_accuracy",
@@ -24,6 +24,8 @@ SCALARS = {
     "eval/loss": "eval_loss",
     "eval/accuracy": "eval_accuracy",
     "model/orthonormality": "orthonormality",
+    "score/effective_rank": "score_rank",
+    "score/strength": "score_strength",
 }
 
 
@@ -71,17 +73,18 @@ class EventWriter:
         """
         for tag, name in SCALARS.items():
             if name in values:
-                self._add_scalar(step, tag, values[name])
+                self._add_scalar(step, tag, np.mean(values[name]))
         for name, indicator in zip(INDICATORS, values["indicators"], strict=True):
             self._add_scalar(step, f"indicators/{name}", indicator.mean())
             for layer, heads in enumerate(indicator, start=1):
                 tag = f"indicators/{name}/layer_{layer}"
                 self._add_scalar(step, tag, heads.mean())
-        for layer, spectrum in enumerate(values["spectrum"], start=1):
-            tag = f"spectrum/layer_{layer}"
-            there = np.asarray(spectrum)
-            there = there[np.isfinite(there)]
-            self._add(step, summary=summary.histogram(tag, there, bins=30))
+        for name in ("spectrum", "score_spectrum"):
+            for layer, spectrum in enumerate(values[name], start=1):
+                there = np.asarray(spectrum)
+                there = there[np.isfinite(there)]
+                histogram = summary.histogram(f"{name}/layer_{layer}", there, bins=30)
+                self._add(step, summary=histogram)
         self._flush()
 
     def write_step(self, step, values):

@@ -52,6 +52,16 @@ VARIABLES = {
         "logits",
         "the same by the weights alone, for inputs of unit covariance",
     ),
+    "score_rank": (
+        ("layer", "head"),
+        "directions",
+        "effective rank of the score's spectrum",
+    ),
+    "score_strength": (
+        ("layer", "head"),
+        "logits",
+        "root of the mean squared centred score, of its spectrum's squares",
+    ),
 }
 
 

@@ -14,7 +14,7 @@ from svda_jax.config import validate
 from svda_jax.data.augment import create_augment
 from svda_jax.devices import parallel
 from svda_jax.look.maps import look
-from svda_jax.models.indicators import INDICATORS, of_images
+from svda_jax.models.indicators import INDICATORS, effective_rank, of_images
 from svda_jax.models.ops import choose
 from svda_jax.models.score import score_spectrum
 from svda_jax.models.vit import create_graphdef
@@ -183,7 +183,7 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
         measured = measure(params)
         measured, averages = jax.device_get((measured, metrics.compute()))
         factors, there = measured.pop("factors"), np.isfinite(measured["spectrum"])
-        scores = (
+        score, by_weights = (
             np.where(there, score_spectrum(moments, factors), np.nan)
             for moments in (averages["moments"], measured.pop("weight_moments"))
         )
@@ -193,7 +193,10 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
             **measured,
             "eval_loss": averages["loss"],
             "eval_accuracy": averages["accuracy"],
-            **dict(zip(("score_spectrum", "weight_spectrum"), scores, strict=True)),
+            "score_spectrum": score,
+            "weight_spectrum": by_weights,
+            "score_rank": np.asarray(effective_rank(np.nan_to_num(score))),
+            "score_strength": np.sqrt(np.nansum(np.square(score), axis=-1)),
             "indicators": np.stack([indicators[name] for name in INDICATORS]),
         }
 
@@ -249,7 +252,8 @@ def draw_pictures(images, maps, titles, values=None):
     for i, args in enumerate(zip(images, maps, titles, strict=True), start=1):
         drawn[f"attention/image_{i}"] = figures.attention_grid(*args)
     if values:
-        drawn["spectrum/heads"] = figures.spectra(values["spectrum"])
+        for name in ("spectrum", "score_spectrum"):
+            drawn[f"{name}/heads"] = figures.spectra(values[name])
         for name, one in zip(INDICATORS, values["indicators"], strict=True):
             drawn[f"indicators/{name}/heads"] = figures.heat_map(one, name)
     return {tag: figures.to_rgb(figure) for tag, figure in drawn.items()}
