@@ -139,7 +139,7 @@ def estimate_two_blocks(machine):
         "from experiments.benchmarks import accelerators as A\n"
         f"config, machine = A.create_vit_s(depth=2), {machine!r}\n"
         "found = A.estimate_steps(config, 128, machine)\n"
-        "evaluation = A.estimate_evaluation(config, 128, machine)\n"
+        "evaluation = A.estimate_evaluation(config, 256, machine)\n"
         "found |= zip(('without', 'measured'), evaluation)\n"
         "found['augment'] = A.estimate_augmentation('imagenet100', machine)\n"
         "found = {k: v._asdict() for k, v in found.items()}\n"
@@ -160,8 +160,8 @@ def test_on_a_tpu_ours_costs_less_than_linen():
         assert one["kernels"] == {"attend_forward": 2, "attend_backward": 2}
     assert svda["cycles"] < 1.05 * softmax["cycles"]
     without, measured = found["without"], found["measured"]
-    assert measured["cycles"] < 1.25 * without["cycles"]
-    assert measured["temporaries"] < 1.15 * without["temporaries"]
+    assert measured["cycles"] < 1.21 * without["cycles"]
+    assert measured["temporaries"] < 1.1 * without["temporaries"]
     assert measured["kernels"] == {"attend_observe": 2}
     # No slower path for pixels; two operations that take images out, and mixup's Beta.
     augment = found.pop("augment")
