@@ -94,9 +94,9 @@ custom_call_target="__cublas$lt$matmul", metadata={op_name="f(%x)"}
 def test_a_program_is_read_with_its_loops(turns, limit):
     text = PROGRAM.replace("MANY", str(MANY_NUMBERS)).replace("TURNS", turns)
     text = text.replace("LIMIT", limit)
-    assert read_program(text, {"attend_forward": 11}, passes=2) == {
-        "cycles": 5 + 3 * (7 + 2 * 11),
-        "kernel_cycles": 3 * 2 * 11,
+    assert read_program(text, {"attend_forward": 22}) == {
+        "cycles": 5 + 3 * (7 + 22),
+        "kernel_cycles": 3 * 22,
         "kernels": {"attend_forward": 3},
         "collectives": {"all-reduce": 1},
         "loops": 1,
@@ -105,7 +105,7 @@ def test_a_program_is_read_with_its_loops(turns, limit):
 
 
 def test_kernels_of_libraries_are_counted_by_name():
-    found = read_program(GPU_PROGRAM, {}, passes=1)
+    found = read_program(GPU_PROGRAM, {})
     assert found["kernels"] == {"__cudnn$fmhaSoftmax": 3, "__cublas$lt$matmul": 1}
     assert found["cycles"] == found["kernel_cycles"] == 0
 
@@ -139,7 +139,7 @@ def estimate_two_blocks(machine):
         "from experiments.benchmarks import accelerators as A\n"
         f"config, machine = A.create_vit_s(depth=2), {machine!r}\n"
         "found = A.estimate_steps(config, 128, machine)\n"
-        "evaluation = A.estimate_evaluation(config, 128, machine)\n"
+        "evaluation = A.estimate_evaluation(config, 256, machine)\n"
         "found |= zip(('without', 'measured'), evaluation)\n"
         "found['augment'] = A.estimate_augmentation('imagenet100', machine)\n"
         "found = {k: v._asdict() for k, v in found.items()}\n"
@@ -160,8 +160,8 @@ def test_on_a_tpu_ours_costs_less_than_linen():
         assert one["kernels"] == {"attend_forward": 2, "attend_backward": 2}
     assert svda["cycles"] < 1.05 * softmax["cycles"]
     without, measured = found["without"], found["measured"]
-    assert measured["cycles"] < 1.25 * without["cycles"]
-    assert measured["temporaries"] < 1.15 * without["temporaries"]
+    assert measured["cycles"] < 1.21 * without["cycles"]
+    assert measured["temporaries"] < 1.1 * without["temporaries"]
     assert measured["kernels"] == {"attend_observe": 2}
     # No slower path for pixels; two operations that take images out, and mixup's Beta.
     augment = found.pop("augment")

@@ -13,12 +13,12 @@ from flax import nnx
 from experiments.benchmarks.compilers import (
     MACHINES,
     MANY_NUMBERS,
-    count_passes,
     describe_devices,
     estimate,
     place,
     place_batch,
 )
+from experiments.benchmarks.kernels import count_cycles
 from experiments.benchmarks.peers import LinenViT
 from experiments.benchmarks.speed import (
     count_flops,
@@ -221,19 +221,19 @@ def estimate_steps(config, batch_size, machine="v5e"):
     def apply_linen(params, images):
         return linen.apply({"params": params}, images)
 
-    models = {LINEN: (params, apply_linen)}
+    models = {LINEN: (params, apply_linen, config)}
     for name in ("softmax", "svda"):
-        graphdef, params = _abstract(with_attention(config, name), device)
-        apply = functools.partial(_apply, graphdef)
-        models[f"ours, {name}"] = (params, apply)
+        ours = with_attention(config, name)
+        graphdef, params = _abstract(ours, device)
+        models[f"ours, {name}"] = (params, functools.partial(_apply, graphdef), ours)
     found = {}
-    for name, (params, apply) in models.items():
+    for name, (params, apply, used) in models.items():
         init, step = create_update(apply, mesh)
         state = place(jax.eval_shape(init, params), parallel.replicated(mesh))
         batch = place_batch(config, batch_size, mesh)
         args = (state, batch["image"], batch["label"])
         found[name] = estimate(
-            step, args, machine, passes=count_passes(config, batch_size)
+            step, args, machine, count_cycles(used, batch_size, machine)
         )
     return found
 
@@ -255,10 +255,10 @@ def estimate_evaluation(config, batch_size, machine="v5e"):
     alone = parallel.pmap(functools.partial(_apply, graphdef), mesh, split_argnums=(1,))
     step = functools.partial(eval_step, graphdef=graphdef, noise_scale=0.1)
     measured = parallel.pmap(step, mesh, split_argnums=(1,))
-    passes = count_passes(config, batch_size)
+    kernels = count_cycles(config, batch_size, machine)
     return (
-        estimate(alone, (params, batch["image"]), machine, passes=passes),
-        estimate(measured, (params, batch, key), machine, passes=passes),
+        estimate(alone, (params, batch["image"]), machine, kernels),
+        estimate(measured, (params, batch, key), machine, kernels),
     )
 
 
@@ -278,8 +278,8 @@ def estimate_recipe(name, machine="v5e"):
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = abstract_arguments(jax.eval_shape(init, key), config, mesh)
     key = place(key, parallel.replicated(mesh))
-    passes = count_passes(model_config, 128)
-    return estimate(step, (*arguments, key), machine, passes=passes)
+    kernels = count_cycles(model_config, 128, machine)
+    return estimate(step, (*arguments, key), machine, kernels)
 
 
 def estimate_augmentation(name, machine="v5e"):
@@ -294,7 +294,7 @@ def estimate_augmentation(name, machine="v5e"):
     targets = jax.ShapeDtypeStruct((128, model_config.num_classes), jnp.float32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 128))
     targets, keys = place((targets, keys), parallel.split(mesh))
-    return estimate(augment, (images, targets, keys), machine, passes=0)
+    return estimate(augment, (images, targets, keys), machine)
 
 
 def _abstract(config, device):

@@ -4,14 +4,10 @@ TPUs need libtpu, GPUs JAX's CUDA wheels: requirements-benchmark.txt. Nothing is
 but the compiler itself.
 """
 
-import atexit
 import functools
 import importlib.util
 import os
-import pathlib
 import re
-import shutil
-import tempfile
 import time
 from typing import Any, NamedTuple
 
@@ -21,7 +17,6 @@ from jax.experimental import topologies
 from experiments.benchmarks.hlo import count_bytes
 from svda_jax import UserError
 from svda_jax.devices import parallel
-from svda_jax.models.ops.tpu_kernels import count_stacked
 
 # A gather or scatter of as many numbers goes pixel by pixel, a slow path of TPUs.
 MANY_NUMBERS = 2**16
@@ -86,8 +81,7 @@ class Estimate(NamedTuple):
     Attributes:
       cycles: estimated, of its fusions, and of the kernels; loops as often as they run.
         0 for a GPU, as the next.
-      kernel_cycles: those of the kernels: bundles of instructions, one a cycle, of a
-        pass through a kernel's code, times its passes.
+      kernel_cycles: those of the kernels, see `kernels.count_cycles`.
       bytes: accessed; a kernel's operands and results count once. For a GPU, those of
         `hlo.count_bytes`.
       arguments: bytes that the device holds of them.
@@ -131,10 +125,6 @@ def describe_devices(name):
     _require("libtpu", "libtpu", name)
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # nor to ask for,
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor to lock
-    os.environ["LIBTPU_INIT_ARGS"] = (  # the compiler writes its kernels' schedules
-        f"--xla_jf_dump_to={_dumps()} --xla_jf_dump_llo_text=true "
-        "--xla_jf_dump_llo_pass_label_regex=final_bundles"
-    )
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 
 
@@ -144,21 +134,14 @@ def _require(module, package, name):
         raise UserError(f"no compiler for the {machine}: pip install {package}")
 
 
-@functools.cache
-def _dumps():
-    path = pathlib.Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, path)
-    return path
-
-
-def estimate(function, args, name, *, passes):
+def estimate(function, args, name, kernels=None):
     """Compiles a jitted function.
 
     Args:
       function: jitted.
       args: pytrees of `jax.ShapeDtypeStruct`, from `place`.
       name: of one of `MACHINES`, whose devices args are on.
-      passes: of a kernel through its code, from `count_passes`.
+      kernels: cycles of a call of each, from `kernels.count_cycles`.
 
     Returns:
       An `Estimate`.
@@ -174,7 +157,7 @@ def estimate(function, args, name, *, passes):
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         seconds=seconds,
-        **read_program(text, _read_bundles(), passes),
+        **read_program(text, kernels or {}),
     )
 
 
@@ -197,31 +180,12 @@ def place_batch(config, batch_size, mesh, **more: Any):
     return place(shapes, parallel.split(mesh))
 
 
-def count_passes(config, batch_size):
-    """How often a kernel passes through its code for a device's batch."""
-    num_tokens = config.grid**2 + (config.pool == "cls")
-    return batch_size // count_stacked(batch_size, num_tokens, config.dtype)
-
-
-def _read_bundles():
-    """Bundles of instructions of the kernels compiled since the last call, by name."""
-    bundles = {}
-    for path in _dumps().iterdir():
-        name = re.search(r"attend_[a-z]+", path.name)
-        if name and path.name.endswith("schedule-analysis_final_bundles.txt"):
-            count = re.search(r"total scheduled bundles: +(\d+)", path.read_text())
-            bundles[name[0]] = int(count[1])
-        path.unlink()
-    return bundles
-
-
-def read_program(text, bundles, passes):
+def read_program(text, cycles_of):
     """What a compiled program's text says.
 
     Args:
       text: of all computations.
-      bundles: of a pass through each kernel, by name.
-      passes: of each call of a kernel.
+      cycles_of: a call of each kernel, by name.
 
     Returns:
       A dict of the `Estimate`'s counts.
@@ -253,7 +217,7 @@ def read_program(text, bundles, passes):
             kernel = None
             if '"tpu_custom_call"' in line:
                 kernel = re.search(r"attend_[a-z]+", line)[0]
-                in_kernels += passes * bundles[kernel]
+                in_kernels += cycles_of[kernel]
             elif library := re.search(r'custom_call_target="(__[\w$]+)"', line):
                 kernel = library[1]
             if kernel:
