@@ -282,13 +282,15 @@ def test_what_is_observed_equals_plain(rng, monkeypatch, ops, unit, images):
     sigma = jnp.float32(rng.normal(size=shape[2:]))
     noise = jnp.float32(0.3 * rng.normal(size=(2, *shape[1:])))
 
+    mask = np.arange(len(query)) != 1
+
     def function(rows):
         moved = jnp.abs(rows["weights"] - rows["perturbed"])
         cosines = jnp.abs(rows["cosines"])
         return {"moved": jnp.sum(moved, axis=-1)}, (jnp.max(cosines, axis=-1),)
 
     actual, expected = (
-        one.observe(function, query, key, value, sigma, noise, unit=unit)
+        one.observe(function, query, key, value, sigma, noise, mask, unit=unit)
         for one in (ops, O.PLAIN)
     )
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

@@ -64,13 +64,15 @@ def test_what_is_observed_equals_plain(rng, shape, unit):
     (query, key, value, sigma), _ = create_operands(rng, shape, "float32")
     noise = jnp.float32(0.3 * rng.normal(size=(2, *query.shape[1:])))
 
+    mask = np.arange(len(query)) != 1
+
     def function(rows):
         moved = jnp.abs(rows["weights"] - rows["perturbed"])
         cosines = jnp.abs(rows["cosines"])
         return {"moved": jnp.sum(moved, axis=-1)}, (jnp.max(cosines, axis=-1),)
 
     actual, expected = (
-        ops.observe(function, query, key, value, sigma, noise, unit=unit)
+        ops.observe(function, query, key, value, sigma, noise, mask, unit=unit)
         for ops in (tpu, plain)
     )
     assert jax.tree.structure(actual) == jax.tree.structure(expected)

@@ -7,7 +7,8 @@ import reference
 from flax import nnx
 
 from svda_jax.models.attention import Attention, Trace, diagonal
-from svda_jax.models.score import score_spectrum, sum_moments, weigh_moments
+from svda_jax.models.ops.plain import second_moments
+from svda_jax.models.score import score_spectrum, weigh_moments
 
 B, N, H, K = 3, 7, 2, 5
 
@@ -21,6 +22,10 @@ def make_trace(rng):
         return Trace(query, key, sigma)
 
     return make
+
+
+def sum_moments(trace, mask=None):
+    return second_moments(trace.query, trace.key, mask, unit=trace.sigma is not None)
 
 
 def measure(trace, mask=None):

@@ -37,7 +37,7 @@ class Trace(NamedTuple):
       sigma: `[H, K]` float32, SVDA's diagonal; None for softmax attention.
       scale: of the scores, see `attention_weights`.
       indicators: those of `indicators.measure`, where the model was asked to measure.
-      moments: of `score.sum_moments`, likewise.
+      moments: of `plain.second_moments`, likewise.
     """
 
     query: jax.Array

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 
 from svda_jax.models.attention import diagonal
 from svda_jax.models.ops import PLAIN
-from svda_jax.models.score import sum_moments
 
 
 def spectral_entropy(spectrum):
@@ -297,22 +296,23 @@ def measure(key, noise_scale, mask, layer, trace, value, ops=PLAIN):
 
     Returns:
       What `attention` gives, and a dict: "indicators", those `of_images`, `[B, H]`
-      float32 by name, and "moments", see `score.sum_moments`.
+      float32 by name, and "moments", see `plain.second_moments`.
     """
     shape = (2, *trace.query.shape[1:])
     noise = noise_scale * jax.random.normal(jax.random.fold_in(key, layer), shape)
-    out, rows = ops.observe(
+    out, rows, moments = ops.observe(
         compute_indicators,
         trace.query,
         trace.key,
         value,
         diagonal(trace.query, trace.sigma, trace.scale),
         noise,
+        mask,
         unit=trace.sigma is not None,
     )
     return out, {
         "indicators": {name: jnp.mean(rows[name], axis=-1) for name in of_images()},
-        "moments": sum_moments(trace, mask, ops),
+        "moments": moments,
     }
 
 

@@ -4,51 +4,11 @@ Sigma stands in coordinates that nothing keeps orthogonal. The score is a biline
 q^T diag(f) k, and what it does to the tokens of a data set has singular values of its
 own, the same for every choice of coordinates and of one unit for both attentions.
 
-Axes: B images, N tokens, H heads, K directions.
+Axes: H heads, K directions, D width.
 """
 
 import jax.numpy as jnp
 import numpy as np
-
-from svda_jax.models.ops import PLAIN
-
-
-def sum_moments(trace, mask=None, ops=PLAIN):
-    """Second moments of queries and keys, summed over images.
-
-        M_q = sum_b mean_i x_i x_i^T
-        M_k = sum_b mean_j (y_j - mean y) (y_j - mean y)^T
-
-    x and y are queries and keys as the score takes them, for SVDA of unit length. Keys
-    are centred within their image, as what a row's scores have in common leaves its
-    softmax as it is.
-
-    Args:
-      trace: a `Trace`, of either attention.
-      mask: `[B]` bool, which images count; None for all.
-      ops: the `Ops` to compute with.
-
-    Returns:
-      `[2, H, K, K]` float32.
-    """
-    query, key = trace.query, trace.key
-    if trace.sigma is not None:
-        query, key = ops.normalize(query), ops.normalize(key)
-    mean = jnp.mean(key, axis=1, keepdims=True, dtype=jnp.float32)
-    key = (key.astype(jnp.float32) - mean).astype(key.dtype)
-    if mask is not None:
-        query, key = (jnp.where(mask[:, None, None, None], x, 0) for x in (query, key))
-    moments = [
-        jnp.einsum(
-            "bihk,bihl->hkl",
-            x,
-            x,
-            precision="highest",
-            preferred_element_type=jnp.float32,
-        )
-        for x in (query, key)
-    ]
-    return jnp.stack(moments) / query.shape[1]
 
 
 def weigh_moments(query_kernel, key_kernel, *, unit):
@@ -86,7 +46,8 @@ def score_spectrum(moments, factors):
     drawn independently, and the best r directions in that sense are the first r.
 
     Args:
-      moments: `[..., 2, H, K, K]`, M_q and M_k, means over images.
+      moments: `[..., 2, H, K, K]`, M_q and M_k, the mean over images of what
+        `plain.second_moments` adds up.
       factors: `[..., H, K]`, what the score multiplies each direction by, see
         `attention.diagonal`.
 

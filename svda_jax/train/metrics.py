@@ -62,7 +62,7 @@ class EvalMetrics(metrics.Collection):
 
     Attributes:
       indicators: `[B, I, L, H]` to `[I, L, H]`.
-      moments: sums `[L, 2, H, K, K]` to their average, see `score.sum_moments`.
+      moments: sums `[L, 2, H, K, K]` to their average, see `plain.second_moments`.
     """
 
     loss: metrics.Average.from_output("loss")

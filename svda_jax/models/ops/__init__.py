@@ -21,8 +21,8 @@ class Ops(NamedTuple):
       layer_norm: (x, scale, bias) -> layer normalisation over the last axis.
       normalize: x -> x of unit length.
       attend: (query, key, value, sigma, unit) -> attention.
-      observe: (function, query, key, value, sigma, noise, unit) -> attention, and the
-        function of its rows.
+      observe: (function, query, key, value, sigma, noise, mask, unit) -> attention,
+        the function of its rows, and second moments of queries and keys.
       draw: (keys, size) -> the random numbers of dropout.
       gelu: x -> GELU(x) by tanh, `jax.nn.gelu` where a module has no other form.
     """

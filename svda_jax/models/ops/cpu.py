@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from svda_jax.models.ops.plain import EPSILON, cut, draw, perturb
+from svda_jax.models.ops.plain import EPSILON, cut, draw, perturb, second_moments
 
 __all__ = [
     "attend",
@@ -111,7 +111,7 @@ def attend(query, key, value, sigma, *, unit):
     return _attend(query, key, value, sigma)
 
 
-def observe(function, query, key, value, sigma, noise, *, unit):
+def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
     """`plain.observe`, with the forms of `attend`: what both compute, XLA does once."""
     out = attend(query, key, value, sigma, unit=unit)
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
@@ -119,13 +119,14 @@ def observe(function, query, key, value, sigma, noise, *, unit):
     moved = (perturb(x, y, sum_last) for x, y in zip((query, key), noise, strict=True))
     if unit:
         query, key, moved = *directions, map(normalize, moved)
+    seconds = second_moments(query, key, mask, unit=False)
     weights, perturbed = (
         weights / jnp.sum(weights, axis=-1, keepdims=True)
         for weights in (_weigh(query, key, sigma), _weigh(*moved, sigma))
     )
     cosines = _product("bihk,bjhk->bhij", *directions)
     rows = {"cosines": cosines, "weights": weights, "perturbed": perturbed}
-    return out, function(rows)
+    return out, function(rows), seconds
 
 
 @jax.custom_vjp

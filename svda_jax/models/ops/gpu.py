@@ -140,18 +140,19 @@ def attend(query, key, value, sigma, *, unit):
     return out[:, :num_tokens]
 
 
-def observe(function, query, key, value, sigma, noise, *, unit):
+def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
     """`plain.observe` of some images at a time, `MANY_SCORES`, and this `attend`."""
     num_tokens, num_heads = query.shape[1:3]
     images = max(1, MANY_SCORES // (num_heads * num_tokens**2))
 
     def observe_one(inputs):
         inputs = (x[None] for x in inputs)
-        _, rows = plain.observe(function, *inputs, sigma, noise, unit=unit)
+        _, rows, _ = plain.observe(function, *inputs, sigma, noise, unit=unit)
         return jax.tree.map(lambda row: row[0], rows)
 
     rows = jax.lax.map(observe_one, (query, key, value), batch_size=images)
-    return attend(query, key, value, sigma, unit=unit), rows
+    out = attend(query, key, value, sigma, unit=unit)
+    return out, rows, plain.second_moments(query, key, mask, unit=unit)
 
 
 @jax.custom_vjp

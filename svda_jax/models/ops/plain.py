@@ -154,7 +154,7 @@ def weigh(query, key, sigma, *, unit):
     return jax.nn.softmax(scores)
 
 
-def observe(function, query, key, value, sigma, noise, *, unit):
+def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
     """`attend`, and a function of what each token sees of the others, in float32.
 
     Args:
@@ -168,22 +168,56 @@ def observe(function, query, key, value, sigma, noise, *, unit):
       noise: `[2, N, H, K]` float32, what queries and keys gain, in units of each
         vector's root mean square. Directions that are 0 only fill up a head of a pruned
         model: they neither count nor gain.
+      mask: `[B]` bool, the images whose moments count; None for all.
       unit: likewise.
 
     Returns:
-      What `attend` does, and the pytree, of `[B, H, N]`.
+      What `attend` does, the pytree, of `[B, H, N]`, and `second_moments`.
     """
     out = attend(query, key, value, sigma, unit=unit)
+    seconds = second_moments(query, key, mask, unit=unit)
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
     total = functools.partial(jnp.sum, axis=-1, keepdims=True)
     moved = (perturb(x, y, total) for x, y in zip((query, key), noise, strict=True))
-    return out, function(
-        {
-            "cosines": jnp.einsum("bihk,bjhk->bhij", normalize(query), normalize(key)),
-            "weights": weigh(query, key, sigma, unit=unit),
-            "perturbed": weigh(*moved, sigma, unit=unit),
-        }
+    rows = {
+        "cosines": jnp.einsum("bihk,bjhk->bhij", normalize(query), normalize(key)),
+        "weights": weigh(query, key, sigma, unit=unit),
+        "perturbed": weigh(*moved, sigma, unit=unit),
+    }
+    return out, function(rows), seconds
+
+
+def second_moments(query, key, mask=None, *, unit):
+    """Second moments of queries and keys, summed over images.
+
+        M_q = sum_b mean_i x_i x_i^T
+        M_k = sum_b mean_j (y_j - mean y) (y_j - mean y)^T
+
+    x and y are queries and keys, of unit length if so. Keys are centred within their
+    image: what a row's scores have in common leaves its softmax as it is.
+
+    Args:
+      query: `[B, N, H, K]`.
+      key: `[B, N, H, K]`.
+      mask: `[B]` bool, which images count; None for all.
+      unit: whether queries and keys are brought to unit length.
+
+    Returns:
+      `[2, H, K, K]` float32.
+    """
+    if unit:
+        query, key = normalize(query), normalize(key)
+    mean = jnp.mean(key, axis=1, keepdims=True, dtype=jnp.float32)
+    key = (key.astype(jnp.float32) - mean).astype(key.dtype)
+    if mask is not None:
+        query, key = (jnp.where(mask[:, None, None, None], x, 0) for x in (query, key))
+    multiply = functools.partial(
+        jnp.einsum,
+        "bihk,bihl->hkl",
+        precision="highest",
+        preferred_element_type=jnp.float32,
     )
+    return jnp.stack([multiply(x, x) for x in (query, key)]) / query.shape[1]
 
 
 def perturb(x, noise, total):

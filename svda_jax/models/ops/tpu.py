@@ -92,10 +92,10 @@ def attend(query, key, value, sigma, *, unit):
     return layout.restore(out).reshape(value.shape)
 
 
-def observe(function, query, key, value, sigma, noise, *, unit):
+def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
     """`plain.observe`; what the function reads stays in the kernel."""
     if not fits(query, value):
-        return plain.observe(function, query, key, value, sigma, noise, unit=unit)
+        return plain.observe(function, query, key, value, sigma, noise, mask, unit=unit)
     layout = Layout.of(query)
     row = jnp.zeros((1, layout.num_tokens))
     leaves, tree = jax.tree.flatten(
@@ -105,18 +105,24 @@ def observe(function, query, key, value, sigma, noise, *, unit):
     programs = layout.count_programs(flat[0])
     shape = jax.ShapeDtypeStruct((programs, layout.num_heads, layout.size), "float32")
     noise = noise.reshape(2, layout.num_tokens, -1).swapaxes(1, 2)  # [2, H K, N]
-    out, *rows = _call(
+    counts = jnp.ones(len(query)) if mask is None else mask.astype(jnp.float32)
+    counts = jnp.broadcast_to(counts[:, None, None, None], (*query.shape[:2], 1, 1))
+    width = query.shape[-1]
+    seconds = jax.ShapeDtypeStruct((2 * layout.num_heads * width, width), "float32")
+    out, *rows, seconds = _call(
         functools.partial(observe_rows, layout, function, unit),
         layout,
-        flat,
+        [*flat, layout.flatten(counts)],
         (sigma.reshape(-1, 1), *jnp.tile(noise, (1, 1, layout.stacked))),
         [jax.ShapeDtypeStruct(flat[2].shape, value.dtype)] + [shape] * len(leaves),
+        [seconds],
     )
+    seconds = seconds.reshape(2, layout.num_heads, width, width) / layout.num_tokens
     each = (programs, layout.num_heads, layout.stacked, layout.num_tokens)
     rows = [jnp.swapaxes(x.reshape(each), 1, 2) for x in rows]
     shape = (len(query), layout.num_heads, layout.num_tokens)
     rows = jax.tree.unflatten(tree, [x.reshape(shape) for x in rows])
-    return layout.restore(out).reshape(value.shape), rows
+    return layout.restore(out).reshape(value.shape), rows, seconds
 
 
 def fits(query, value):
@@ -155,23 +161,27 @@ def _attend_backward(layout, unit, saved, grad):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _call(kernel, layout, operands, shared, shapes):
-    """Runs a kernel on each block of operands and results, and all that is shared."""
+def _call(kernel, layout, operands, shared, shapes, sums=()):
+    """Runs a kernel on each block of operands and results, and all that is shared.
+
+    Results behind these, of the shapes of sums, are added up over all programs.
+    """
 
     def block(x):
         if x.ndim == 2:
             return pl.BlockSpec((x.shape[0], layout.size), lambda i: (0, i))
         return pl.BlockSpec((None, *x.shape[1:]), lambda i: (i, 0, 0))
 
+    def whole(x):
+        return pl.BlockSpec(x.shape, lambda i: (0, 0))
+
+    order = "arbitrary" if sums else "parallel"
     return pl.pallas_call(
         kernel,
         grid=(layout.count_programs(operands[0]),),
-        in_specs=[
-            *map(block, operands),
-            *(pl.BlockSpec(x.shape, lambda i: (0, 0)) for x in shared),
-        ],
-        out_specs=[block(shape) for shape in shapes],
-        out_shape=shapes,
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        in_specs=[*map(block, operands), *map(whole, shared)],
+        out_specs=[*map(block, shapes), *map(whole, sums)],
+        out_shape=[*shapes, *sums],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=(order,)),
         name=f"attend_{kernel.func.__name__}",
     )(*operands, *shared)

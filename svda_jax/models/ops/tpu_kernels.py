@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from svda_jax.models.ops.plain import EPSILON, perturb
 
@@ -215,9 +216,9 @@ def backward(layout, unit, query, key, value, grad, sigma, *outs):
     outs[3][...] = jnp.concatenate(to_sigma).T
 
 
-def observe_rows(layout, function, unit, query, key, value, sigma, *refs):
+def observe_rows(layout, function, unit, query, key, value, mask, sigma, *refs):
     """`plain.observe` of a program: `[H, M]` for each leaf of the function's result."""
-    noise, attended, outs = refs[:2], refs[2], refs[3:]
+    noise, attended, outs, seconds = refs[:2], refs[2], refs[3:-1], refs[-1]
     exact = [layout.read(ref, jnp.float32) for ref in (query, key)]
     total = functools.partial(jnp.sum, axis=0, keepdims=True)
     moved = [
@@ -230,6 +231,7 @@ def observe_rows(layout, function, unit, query, key, value, sigma, *refs):
             directions,
             [[_normalize(x)[0] for x in heads] for heads in moved],
         )
+    _add_moments(layout, seconds, mask, exact, query.dtype)
     operands = [  # queries `[K, M]`, keys `[M, H K]`, of cosines, weights, perturbed
         (_cast(directions[0], query.dtype), _stack_rows(directions[1], key.dtype)),
         (_scale(exact[0], sigma, query.dtype), _stack_rows(exact[1], key.dtype)),
@@ -255,6 +257,24 @@ def observe_rows(layout, function, unit, query, key, value, sigma, *refs):
     layout.write(attended, layout.gather(found_out))
     for out, parts in zip(outs, found, strict=True):
         out[...] = jnp.concatenate(layout.gather(parts))
+
+
+def _add_moments(layout, out, mask, heads, dtype):
+    """Adds `plain.second_moments`, times the number of tokens."""
+
+    @pl.when(pl.program_id(0) == 0)
+    def start():
+        out[...] = jnp.zeros_like(out)
+
+    def centre(x):
+        images = jnp.split(x, layout.stacked, axis=1)
+        images = [y - jnp.mean(y, axis=1, keepdims=True) for y in images]
+        return jnp.concatenate(images, axis=1)
+
+    rows = [*heads[0], *map(centre, heads[1])]
+    mask = layout.read_rows(mask).T  # [1, M]
+    moments = [_dot((x * mask).astype(dtype), x.astype(dtype), (1, 1)) for x in rows]
+    out[...] += jnp.concatenate(moments)
 
 
 def _apply(layout, wave, v, weighed):
