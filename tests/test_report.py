@@ -56,7 +56,9 @@ def test_report_says_what_the_history_says(workdirs, capsys):
         values = last["indicators"].sel(indicator=name)
         assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
     assert "of 77 images are classified wrongly" in page
-    assert f"{float(last['score_rank'].mean()):.2f} of 4" in page
+    assert (
+        f"{float(last['score_rank'].mean()):.2f} of {last.sizes['direction']}" in page
+    )
     assert f"{float(last['score_strength'].mean()):.2f} logits" in page
     # curves, by epoch, by layer, heat maps, two spectra, 4 attentions, rollout, worst
     assert page.count("data:image/png;base64,") == 12
@@ -69,7 +71,7 @@ def test_report_on_a_run_of_an_older_version(workdirs, tmp_path):
     history.drop_vars(names).to_netcdf(tmp_path / "run/history.nc", engine="scipy")
     page = write_report(tmp_path / "run").read_text()
     assert "of the score" not in page
-    both = write_report(workdirs["svda"], tmp_path / "run").read_text()
+    both = write_report(workdirs["svda"], compare=tmp_path / "run").read_text()
     assert "strength of the score" in both
 
 

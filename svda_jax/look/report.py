@@ -37,6 +37,7 @@ _FIGURES = {
     "by_layer": "six indicators by layer",
     "heat_maps": "indicators, layer by head",
     "spectra": "spectra",
+    "score_spectra": "spectra of the score",
 }
 
 
@@ -69,8 +70,9 @@ def write_report(workdir, *, compare=None, out=None):
         raise UserError(f"cannot write {out}: its folder does not exist")
     described = [_describe(path) for path in workdirs]
     for name, what in _FIGURES.items():
-        figures.share_scales([run[name] for run in described])
-        for run in described:
+        drawn = [run for run in described if run[name]]
+        figures.share_scales([run[name] for run in drawn])
+        for run in drawn:
             run[name] = _picture(run[name], what)
     looked = [run["images"] for run in described if isinstance(run["images"], _Images)]
     for alike in zip(*(images.drawn for images in looked), strict=False):
@@ -118,7 +120,7 @@ def _describe(workdir):
             float(last["retained_rank"].mean()),
             last.sizes["direction"],
         ),
-        "score": _describe_score(last),
+        **_describe_score(last),
         "speed": _speed(history),
         "by_epoch": figures.indicators_by_epoch(history),
         "by_layer": figures.indicators_by_layer(history),
@@ -130,13 +132,12 @@ def _describe(workdir):
 
 
 def _describe_score(last):
-    """What the score's own spectrum says; None of a run that did not measure it."""
+    """The score's own spectrum; None where a run did not measure it."""
     if "score_spectrum" not in last:
-        return None
+        return {"score": None, "score_spectra": None}
     return {
-        "rank": float(last["score_rank"].mean()),
-        "strength": float(last["score_strength"].mean()),
-        "spectra": figures.spectra(last["score_spectrum"].values, "logits"),
+        "score": [float(last[x].mean()) for x in ("score_rank", "score_strength")],
+        "score_spectra": figures.spectra(last["score_spectrum"].values, "logits"),
     }
 
 

@@ -106,13 +106,13 @@ def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
     shape = jax.ShapeDtypeStruct((programs, layout.num_heads, layout.size), "float32")
     noise = noise.reshape(2, layout.num_tokens, -1).swapaxes(1, 2)  # [2, H K, N]
     counts = jnp.ones(len(query)) if mask is None else mask.astype(jnp.float32)
-    counts = jnp.broadcast_to(counts[:, None, None, None], (*query.shape[:2], 1, 1))
+    counts = jnp.repeat(counts, layout.num_tokens).reshape(programs, 1, layout.size)
     width = query.shape[-1]
     seconds = jax.ShapeDtypeStruct((2 * layout.num_heads * width, width), "float32")
     out, *rows, seconds = _call(
         functools.partial(observe_rows, layout, function, unit),
         layout,
-        [*flat, layout.flatten(counts)],
+        [*flat, counts],
         (sigma.reshape(-1, 1), *jnp.tile(noise, (1, 1, layout.stacked))),
         [jax.ShapeDtypeStruct(flat[2].shape, value.dtype)] + [shape] * len(leaves),
         [seconds],

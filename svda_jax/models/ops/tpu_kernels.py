@@ -131,8 +131,7 @@ class Layout(NamedTuple):
 def count_stacked(batch, num_tokens, dtype):
     """How many images share a program, so that small ones fill the lanes.
 
-    A divisor of the batch, and one where stacking would move the tokens within their
-    tiles.
+    A divisor of the batch; 1 where stacking would move tokens within their tiles.
     """
     if num_tokens % (32 // jnp.dtype(dtype).itemsize):
         return 1
@@ -222,15 +221,16 @@ def observe_rows(layout, function, unit, query, key, value, mask, sigma, *refs):
     exact = [layout.read(ref, jnp.float32) for ref in (query, key)]
     total = functools.partial(jnp.sum, axis=0, keepdims=True)
     moved = [
-        [perturb(*x, total) for x in zip(heads, _heads(changes, layout), strict=True)]
+        [
+            perturb(*x, total)
+            for x in zip(heads, jnp.split(changes[...], len(heads)), strict=True)
+        ]
         for heads, changes in zip(exact, noise, strict=True)
     ]
     directions = [[_normalize(x)[0] for x in heads] for heads in exact]
     if unit:
-        exact, moved = (
-            directions,
-            [[_normalize(x)[0] for x in heads] for heads in moved],
-        )
+        exact = directions
+        moved = [[_normalize(x)[0] for x in heads] for heads in moved]
     _add_moments(layout, seconds, mask, exact, query.dtype)
     operands = [  # queries `[K, M]`, keys `[M, H K]`, of cosines, weights, perturbed
         (_cast(directions[0], query.dtype), _stack_rows(directions[1], key.dtype)),
@@ -268,12 +268,15 @@ def _add_moments(layout, out, mask, heads, dtype):
 
     def centre(x):
         images = jnp.split(x, layout.stacked, axis=1)
-        images = [y - jnp.mean(y, axis=1, keepdims=True) for y in images]
-        return jnp.concatenate(images, axis=1)
+        means = (jnp.mean(y, axis=1, keepdims=True) for y in images)
+        return jnp.concatenate([*map(jnp.subtract, images, means)], axis=1)
 
-    rows = [*heads[0], *map(centre, heads[1])]
-    mask = layout.read_rows(mask).T  # [1, M]
-    moments = [_dot((x * mask).astype(dtype), x.astype(dtype), (1, 1)) for x in rows]
+    moments, number = [], max(LANES // len(heads[0][0]), 1)
+    for side in (heads[0], [*map(centre, heads[1])]):
+        for some in (side[i : i + number] for i in range(0, len(side), number)):
+            x = jnp.concatenate(some)  # [g K, M]
+            product = _dot((x * mask[...]).astype(dtype), x.astype(dtype), (1, 1))
+            moments += _diagonal(product, (some, None))
     out[...] += jnp.concatenate(moments)
 
 
@@ -287,10 +290,6 @@ def _apply(layout, wave, v, weighed):
     for part, x, (_, total) in zip(wave, outs, weighed, strict=True):
         found |= _name(part, _diagonal(x / total, part))
     return found
-
-
-def _heads(ref, layout):
-    return jnp.split(ref[...], layout.num_heads)
 
 
 def _cast(heads, dtype):
