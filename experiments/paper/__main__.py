@@ -183,6 +183,11 @@ def _head(comparison, command):
     return lines
 
 
+def _last_mean(history, name):
+    """NaN of a run of an older version, which did not measure it."""
+    return history[name][-1].mean() if name in history else np.nan
+
+
 def _tables(comparison):
     """The Markdown tables, line by line."""
     quantities = {
@@ -196,8 +201,8 @@ def _tables(comparison):
             for name in INDICATORS
         },
         "retained rank (90 % of energy)": lambda h: h["retained_rank"][-1].mean(),
-        "effective rank of the score": lambda h: h["score_rank"][-1].mean(),
-        "strength of the score (logits)": lambda h: h["score_strength"][-1].mean(),
+        "effective rank of the score": lambda h: _last_mean(h, "score_rank"),
+        "strength of the score (logits)": lambda h: _last_mean(h, "score_strength"),
         "orthonormality penalty": lambda h: h["orthonormality"][-1],
     }
     lines = ["| | softmax | SVDA | SVDA - softmax |", "|---|---|---|---|"]
