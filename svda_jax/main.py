@@ -12,6 +12,7 @@ JAX_PROCESS_ID in the environment.
 """
 
 import contextlib
+import errno
 import os
 import pathlib
 import re
@@ -87,7 +88,12 @@ def one_line(interrupted="interrupted"):
         sys.stdout.flush()
     except (UserError, FloatingPointError, flags.Error) as error:
         sys.exit(f"error: {' '.join(str(error).splitlines())}")
-    except PermissionError as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+            raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
         said = str(error).partition("\n")[0]
@@ -100,9 +106,6 @@ def one_line(interrupted="interrupted"):
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def parse(argv):

@@ -44,6 +44,18 @@ def test_repeats_must_be_positive(repeats, capsys):
     assert f"--repeats={repeats} must be positive" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(
+        benchmark_speed, "step", lambda repeats: pytest.fail("measured")
+    )
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        benchmark.main(["step", f"--out={tmp_path}/file/results"])
+    assert "file/results: Not a directory" in capsys.readouterr().err
+
+
 def test_every_table_has_its_function():
     for table, module in benchmark.TABLES.items():
         module = importlib.import_module(f"experiments.benchmarks.{module}")

@@ -67,6 +67,12 @@ def test_the_newest_and_each_multiple_are_kept(tmp_path, state):
     assert {path.name for path in tmp_path.iterdir()} == {"4", "8", "10", "11"}
 
 
+@pytest.mark.parametrize("name", ["a\\b", "a\udcff"])
+def test_a_path_that_arrays_would_not_lie_under_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match=r"a path with .* cannot be used"):
+        Checkpoints(tmp_path / name / "checkpoints")
+
+
 def test_looking_makes_no_folder(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert checkpoints.restore_newest({}, SHARDING) == (0, None)

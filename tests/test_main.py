@@ -227,6 +227,13 @@ def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, tmp_path):
         main.main(["main", DIGITS, f"--workdir={tmp_path / 'x'}"])
 
 
+@pytest.mark.parametrize("flag", ["--workdir=", "--config="])
+def test_a_name_too_long_is_one_line(flag, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=r"^error: x+[^\s]*: File name too long$"):
+        main.main(["main", DIGITS, flag + 300 * "x"])
+
+
 @pytest.mark.parametrize("argv", [["svda_jax.main", "--help"], ["svda_jax", "--help"]])
 def test_output_that_nobody_reads_is_no_error(argv):
     read, write = os.pipe()

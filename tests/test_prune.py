@@ -279,6 +279,13 @@ def test_softmax_run_is_pruned_where_asked(trained, no_times):
     assert max(runs.load(out).model.config.qk_dim) < 8
 
 
+def test_a_run_is_pruned_in_its_own_folder(trained, no_times, monkeypatch):
+    workdir = trained("svda")
+    monkeypatch.chdir(workdir)
+    prune_main(["--workdir=."])
+    assert runs.load(workdir.with_name("svda-pruned-0.9")).config.model.qk_dim
+
+
 def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, tmp_path):
     workdir = trained("svda")
     empty = tmp_path / "empty"
@@ -292,7 +299,9 @@ def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, tmp_path):
         (["--multiple=0"], "--multiple=0 must be positive"),
         (["--finetune_epochs=-1"], "--finetune_epochs=-1 must not be negative"),
         ([f"--out={empty}"], "empty exists; give another --out or remove it"),
+        ([f"--out={tmp_path}/a\\\\b"], r"a path with \\ or not in UTF-8"),
         (["--workdir=nowhere"], "nowhere holds no run"),
+        (["--workdir=/"], "/ holds no run"),
         ([f"--workdir={empty}"], "has no checkpoint yet"),
     ):
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):

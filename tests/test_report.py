@@ -81,6 +81,18 @@ def test_two_runs_stand_side_by_side(both):
     assert "differ in <code>model.attention</code> (svda and softmax)" in page
 
 
+def test_runs_of_one_name_are_told_apart(workdirs, tmp_path, monkeypatch):
+    drawn = []
+    curves = report.figures.curves
+    monkeypatch.setattr(
+        report.figures, "curves", lambda runs: curves(drawn.append(list(runs)) or runs)
+    )
+    monkeypatch.setattr("svda_jax.look.figures.to_png", lambda figure, dpi: b"")
+    other = shutil.copytree(workdirs["softmax"], tmp_path / workdirs["svda"].name)
+    write_report(workdirs["svda"], compare=other, out=tmp_path / "page.html")
+    assert drawn == [[str(workdirs["svda"]), str(other)]]
+
+
 def test_names_are_escaped(both):
     page = both.read_text()
     assert "<b>" not in page

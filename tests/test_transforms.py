@@ -176,6 +176,12 @@ def test_colours_equal_pillows(photograph, name, sign, strength):
         np.testing.assert_array_equal(changed, expected)
 
 
+def test_contrast_is_about_a_mean_rounded_up_where_it_is_between_two():
+    image = np.uint8([[4, 5], [4, 5]])
+    changed = operate(image[..., None], "contrast", -1.0)
+    np.testing.assert_array_equal(changed[..., 0], pillow(image, "contrast", -1.0, 1.0))
+
+
 @pytest.mark.parametrize("name", ["autocontrast", "equalize"])
 def test_a_flat_image_stays(name):
     image = np.full((S, S, C), 9, np.uint8)

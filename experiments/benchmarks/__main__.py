@@ -57,6 +57,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.repeats < 1:
         parser.error(f"--repeats={args.repeats} must be positive")
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"cannot write --out={args.out}: {error.strerror}")
     for name in TABLES:
         if name == args.table or name.startswith(f"{args.table}_"):
             module = importlib.import_module(f"experiments.benchmarks.{TABLES[name]}")

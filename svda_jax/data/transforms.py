@@ -245,7 +245,7 @@ def _recolour(image, choice, sign, strength):
     # Brightness, colour, contrast and sharpness: towards another image, or away.
     grey = _grey(x)
     pivot = jnp.where(drew("colour"), grey, 0)
-    pivot = jnp.where(drew("contrast"), jnp.round(jnp.mean(grey)), pivot)
+    pivot = jnp.where(drew("contrast"), jnp.floor(jnp.mean(grey) + 0.5), pivot)
     pivot = jnp.where(drew("sharpness"), _smooth(x), pivot)
     blends = ("brightness", "colour", "contrast", "sharpness")
     blended = functools.reduce(jnp.logical_or, map(drew, blends))

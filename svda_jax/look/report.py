@@ -69,6 +69,9 @@ def write_report(workdir, *, compare=None, out=None):
     if out is not None and not (out := local_path(out)).parent.is_dir():
         raise UserError(f"cannot write {out}: its folder does not exist")
     described = [_describe(path) for path in workdirs]
+    if len({run["name"] for run in described}) < len(described):
+        for run, path in zip(described, workdirs, strict=True):
+            run["name"] = str(path.resolve())
     for name, what in _FIGURES.items():
         drawn = [run for run in described if run[name]]
         figures.share_scales([run[name] for run in drawn])

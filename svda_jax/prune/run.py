@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import functools
 import json
-import pathlib
 import shlex
 import sys
 
@@ -146,6 +145,7 @@ def _check(rho, multiple, finetune_epochs, folders):
     for folder in folders:
         if folder.exists():
             raise UserError(f"{folder} exists; give another --out or remove it")
+        Checkpoints(runs.checkpoints_path(folder))  # refuses what it cannot use
 
 
 def _measure(config, pruned, models, mesh, repeats):
@@ -250,9 +250,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     quiet_orbax()
-    workdir = pathlib.Path(args.workdir)
-    out = args.out or workdir.with_name(f"{workdir.name}-pruned-{args.rho:g}")
     try:
+        workdir = local_path(args.workdir)
+        named = workdir if workdir.name.strip(".") else workdir.resolve()
+        out = args.out or named.parent / f"{named.name}-pruned-{args.rho:g}"
         text = prune_run(
             workdir,
             out,

@@ -11,6 +11,7 @@ import gc
 import io
 import logging as python_logging
 import pathlib
+import re
 import sys
 import time
 import warnings
@@ -40,6 +41,10 @@ class Checkpoints:
 
     def __init__(self, path, *, keep_last=2, keep_every_steps=0):
         self.path = pathlib.Path(path).absolute()
+        # TensorStore would take a backslash for a slash, and write elsewhere.
+        if re.search("[\\\\\ud800-\udfff]", str(self.path)):
+            path = ascii(str(self.path))
+            raise UserError(f"{path}: a path with \\ or not in UTF-8 cannot be used")
         self._manager = None
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last, keep_period=keep_every_steps or None
