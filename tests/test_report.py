@@ -79,6 +79,7 @@ def test_two_runs_stand_side_by_side(both):
     page = both.read_text()
     assert page.count("data:image/png;base64,") == 1 + 2 * 11
     assert "differ in <code>model.attention</code> (svda and softmax)" in page
+    assert "each in a scale of its own" in page
 
 
 def test_runs_of_one_name_are_told_apart(workdirs, tmp_path, monkeypatch):

@@ -74,7 +74,9 @@ def write_report(workdir, *, compare=None, out=None):
             run["name"] = str(path.resolve())
     for name, what in _FIGURES.items():
         drawn = [run for run in described if run[name]]
-        figures.share_scales([run[name] for run in drawn])
+        # Sigma and singular values have no unit in common.
+        if name != "spectra" or len({run["attention"] for run in drawn}) == 1:
+            figures.share_scales([run[name] for run in drawn])
         for run in drawn:
             run[name] = _picture(run[name], what)
     looked = [run["images"] for run in described if isinstance(run["images"], _Images)]
@@ -109,6 +111,7 @@ def _describe(workdir):
     return {
         "name": workdir.resolve().name,
         "config": config,
+        "attention": config.model.attention,
         "options": flatten(config),
         "history": history,
         "last": {

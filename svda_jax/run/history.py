@@ -50,7 +50,7 @@ VARIABLES = {
     "weight_spectrum": (
         ("layer", "head", "direction"),
         "logits",
-        "the same by the weights alone, for inputs of unit covariance",
+        "the same by the weights alone, see svda_jax.models.score.weigh_moments",
     ),
     "score_rank": (
         ("layer", "head"),
@@ -60,7 +60,7 @@ VARIABLES = {
     "score_strength": (
         ("layer", "head"),
         "logits",
-        "root of the mean squared centred score, of its spectrum's squares",
+        "root mean square of the score of a query and a centred key of any image",
     ),
 }
 
