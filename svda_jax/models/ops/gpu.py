@@ -152,7 +152,9 @@ def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
 
     rows = jax.lax.map(observe_one, (query, key, value), batch_size=images)
     out = attend(query, key, value, sigma, unit=unit)
-    return out, rows, plain.second_moments(query, key, mask, unit=unit)
+    moments = plain.second_moments(query, key, mask, unit=unit)
+    # Without the barrier XLA may keep queries and keys of all layers for the moments.
+    return jax.lax.optimization_barrier((out, rows, moments))
 
 
 @jax.custom_vjp
