@@ -204,6 +204,24 @@ def test_verify_lists_and_names_what_a_run_goes_on_from(two, capsys):
         checkpoint.main(["--workdir", "nowhere"])
 
 
+def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(
+    two, capsys, monkeypatch
+):
+    path, _ = two
+
+    def remove(self, step):
+        if step == 7:
+            shutil.rmtree(path / "7")
+            return "not found"
+        return None
+
+    monkeypatch.setattr(Checkpoints, "verify", remove)
+    checkpoint.main(["--workdir", str(path.parent)])
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("step         8 ")
+    assert last == "a run would go on from step 8"
+
+
 MESSAGE = r"cannot write a checkpoint to .*; what was saved before stays, up to step 2"
 
 

@@ -38,6 +38,18 @@ def test_the_line_of_an_evaluation_has_80_characters_at_most(make_values):
     assert len(evaluation_line(99_999, 300.0, make_values(2.5))) <= 80
 
 
+def test_a_rate_that_was_not_measured_is_not_shown(
+    tmp_path, make_values, make_config, caplog
+):
+    values = {**make_values(0.5), "images_per_second": float("nan")}
+    assert evaluation_line(3, 1.0, values).endswith("eval 0.5000, 50.00%")
+    with EventWriter(tmp_path, make_config(), last_step=0) as writer:
+        writer.write(3, values)
+    tags = set(read_events(tmp_path).Tags()["scalars"])
+    assert {SCALARS[tag] for tag in SCALARS.keys() - tags} == {"images_per_second"}
+    assert not caplog.records  # tensorboardX warns of what is no number
+
+
 def test_history_is_one_labelled_data_set(tmp_path, make_values):
     history = History(tmp_path, last_step=0, attrs={"device": "cpu"})
     rows = [make_values(0.5), make_values(np.nan)]

@@ -131,7 +131,6 @@ class Checkpoints:
 
     def verify(self, step):
         """Reads a checkpoint to the end; returns None, or what is damaged."""
-
         return _attempt(self.read, step)[1]
 
     def read(self, step):
@@ -334,6 +333,8 @@ def main(argv=None):
     with Checkpoints(path) as checkpoints:
         for step in checkpoints.steps():
             damage = checkpoints.verify(step)
+            if not (path / str(step)).exists():
+                continue  # the run, which goes on, has newer ones
             verdict = f"damaged: {damage}" if damage else "good"
             print(f"step {step:>9,}  {checkpoints.size(step) / 1e6:9.2f} MB  {verdict}")
             if not damage:

@@ -1,5 +1,7 @@
 """What a person sees on the screen while a run goes on."""
 
+import math
+
 import jax
 from clu import parameter_overview
 from tqdm import tqdm
@@ -61,11 +63,12 @@ def evaluation_line(step, epoch, values):
     Training loss, evaluation loss and accuracy, images/s of training; the arguments are
     those of `History.append`.
     """
+    rate = values["images_per_second"]
     return (
         f"epoch {epoch:6.1f}  step {step:6,}  "
         f"loss {values['train_loss']:.4f}  "
-        f"eval {values['eval_loss']:.4f}, {values['eval_accuracy']:.2%}  "
-        f"{values['images_per_second']:,.0f} images/s"
+        f"eval {values['eval_loss']:.4f}, {values['eval_accuracy']:.2%}"
+        + (f"  {rate:,.0f} images/s" if math.isfinite(rate) else "")
     )
 
 

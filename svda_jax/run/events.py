@@ -66,7 +66,7 @@ class EventWriter:
             self._file.close()
 
     def write(self, step, values):
-        """Writes the numbers of an evaluation, given as to `History.append`.
+        """Writes an evaluation's finite numbers, given as to `History.append`.
 
         Raises:
           UserError: the file cannot be written.
@@ -90,8 +90,7 @@ class EventWriter:
     def write_step(self, step, values):
         """Writes numbers of one training step, by name, those that are finite."""
         for name, value in values.items():
-            if math.isfinite(value):
-                self._add_scalar(step, f"step/{name}", value)
+            self._add_scalar(step, f"step/{name}", value)
         self._flush()
 
     def write_pictures(self, step, pictures):
@@ -101,7 +100,8 @@ class EventWriter:
         self._flush()
 
     def _add_scalar(self, step, tag, value):
-        self._add(step, summary=summary.scalar(tag, float(value)))
+        if math.isfinite(value):
+            self._add(step, summary=summary.scalar(tag, float(value)))
 
     def _add(self, step, **content):
         event = Event(wall_time=time.time(), step=step, **content)
