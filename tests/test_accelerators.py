@@ -160,7 +160,7 @@ def test_on_a_tpu_ours_costs_less_than_linen():
         assert one["kernels"] == {"attend_forward": 2, "attend_backward": 2}
     assert svda["cycles"] < 1.05 * softmax["cycles"]
     without, measured = found["without"], found["measured"]
-    assert measured["cycles"] < 1.21 * without["cycles"]
+    assert measured["cycles"] < 1.24 * without["cycles"]
     assert measured["temporaries"] < 1.1 * without["temporaries"]
     assert measured["kernels"] == {"attend_observe": 2}
     # No slower path for pixels; two operations that take images out, and mixup's Beta.
