@@ -161,7 +161,8 @@ def test_on_a_tpu_ours_costs_less_than_linen():
     assert svda["cycles"] < 1.05 * softmax["cycles"]
     without, measured = found["without"], found["measured"]
     assert measured["cycles"] < 1.24 * without["cycles"]
-    assert measured["temporaries"] < 1.1 * without["temporaries"]
+    memory = [one["arguments"] + one["temporaries"] for one in (measured, without)]
+    assert memory[0] < 1.1 * memory[1]
     assert measured["kernels"] == {"attend_observe": 2}
     # No slower path for pixels; two operations that take images out, and mixup's Beta.
     augment = found.pop("augment")
