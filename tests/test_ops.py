@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from flax import nnx
-from machines import assert_close, device, pull_back
+from machines import assert_close, assert_observes_as_plain, device, pull_back
 
 from svda_jax.models import ops as O
 from svda_jax.models.layers import LayerNorm, Linear
@@ -280,19 +280,4 @@ def test_what_is_observed_equals_plain(rng, monkeypatch, ops, unit, images):
     monkeypatch.setattr(gpu, "MANY_SCORES", images * 2 * 7**2)
     query, key, value = (jnp.float32(rng.normal(size=shape)) for _ in range(3))
     sigma = jnp.float32(rng.normal(size=shape[2:]))
-    noise = jnp.float32(0.3 * rng.normal(size=(2, *shape[1:])))
-
-    mask = np.arange(len(query)) != 1
-
-    def function(rows):
-        moved = jnp.abs(rows["weights"] - rows["perturbed"])
-        cosines = jnp.abs(rows["cosines"])
-        return {"moved": jnp.sum(moved, axis=-1)}, (jnp.max(cosines, axis=-1),)
-
-    actual, expected = (
-        one.observe(function, query, key, value, sigma, noise, mask, unit=unit)
-        for one in (ops, O.PLAIN)
-    )
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for x, y in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
+    assert_observes_as_plain(rng, ops, query, key, value, sigma, unit=unit)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from machines import pull_back
+from machines import assert_observes_as_plain, pull_back
 
 from svda_jax.models.ops import plain, tpu
 from svda_jax.models.ops.tpu_kernels import count_stacked
@@ -61,24 +61,8 @@ def test_kernel_equals_plain(rng, shape, unit):
 @pytest.mark.parametrize("unit", [True, False])
 @pytest.mark.parametrize("shape", ["primes", "two images", "more tokens than lanes"])
 def test_what_is_observed_equals_plain(rng, shape, unit):
-    (query, key, value, sigma), _ = create_operands(rng, shape, "float32")
-    noise = jnp.float32(0.3 * rng.normal(size=(2, *query.shape[1:])))
-
-    mask = np.arange(len(query)) != 1
-
-    def function(rows):
-        moved = jnp.abs(rows["weights"] - rows["perturbed"])
-        cosines = jnp.abs(rows["cosines"])
-        return {"moved": jnp.sum(moved, axis=-1)}, (jnp.max(cosines, axis=-1),)
-
-    actual, expected = (
-        ops.observe(function, query, key, value, sigma, noise, mask, unit=unit)
-        for ops in (tpu, plain)
-    )
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
-    for x, y in zip(*map(jax.tree.leaves, (actual, expected)), strict=True):
-        # Scores of up to 30, rounded, through exp; sums of up to 131 tokens.
-        np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-5)
+    operands, _ = create_operands(rng, shape, "float32")
+    assert_observes_as_plain(rng, tpu, *operands, unit=unit)
 
 
 def test_gradient_of_a_bias_of_heads_equals_plain(rng):

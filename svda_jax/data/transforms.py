@@ -50,9 +50,8 @@ def random_crop(image, key, padding):
     """
     shift = jax.random.randint(key, (2,), -padding, padding + 1)
     steps = jnp.arange(image.shape[0])
-    rows, columns = (
-        (steps == steps[:, None] + by).astype(jnp.bfloat16) for by in shift
-    )  # [S, S], 1 where a pixel comes from
+    # [S, S] each, 1 where a pixel comes from.
+    rows, columns = (steps == steps[:, None] + by for by in shift)
     cut = _multiply("ri,ijc->rjc", rows, image)
     return _to_uint8(_multiply("cj,rjd->rcd", columns, cut))
 
