@@ -164,8 +164,9 @@ def warp(image, matrix, shift=(0.0, 0.0)):
       matrix: `[2, 2]`, its first entry not 0.
       shift: in pixels, of row and column.
 
-    Differs from interpolation of four pixels at once where the matrix turns: by 0.6 of
-    255 in the mean over a photograph of 48 x 48 turned by 15 degrees.
+    Differs from interpolation of four pixels at once where the matrix turns: by 0.9 of
+    255 in the mean, 12 at most, in the middle of a photograph of 48 x 48 turned by 15
+    degrees.
 
     Source: Catmull and Smith 1980, 3-D transformations of images in scanline order.
     """
