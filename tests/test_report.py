@@ -178,5 +178,5 @@ def test_page_in_a_browser(both, browser):
     widths = browser.execute_script(
         "return [...document.images].map(image => image.naturalWidth)"
     )
-    assert len(widths) == 21
+    assert len(widths) == both.read_text().count("<img") > 20
     assert min(widths) > 100
