@@ -26,9 +26,21 @@ def test_schedule_leaves_a_step_to_decay(num_steps):
     assert schedule(num_steps) == pytest.approx(0, abs=1e-7)
 
 
-def run(params, grads, *, clip_norm=1e9, schedule=lambda step: 0.1, scale=10.0):
+def run(
+    params,
+    grads,
+    *,
+    clip_norm=1e9,
+    schedule=lambda step: 0.1,
+    scale=10.0,
+    sigma_decay=0.0,
+):
     optimizer = create_optimizer(
-        schedule, weight_decay=0.01, clip_norm=clip_norm, spectrum_lr_scale=scale
+        schedule,
+        weight_decay=0.01,
+        clip_norm=clip_norm,
+        spectrum_lr_scale=scale,
+        spectrum_weight_decay=sigma_decay,
     )
     state = optimizer.init(params)
     for grad in grads:
@@ -43,19 +55,26 @@ def params(rng):
     return {"layer": {k: np.float32(rng.normal(size=v)) for k, v in shapes.items()}}
 
 
-def test_equals_adamw_with_decay_on_kernels_and_faster_sigma(params, rng):
+@pytest.mark.parametrize("sigma_decay", [0.0, 0.3])
+def test_equals_adamw_with_decays_and_faster_sigma(params, rng, sigma_decay):
     grads = [
         jax.tree.map(lambda p: np.float32(rng.normal(size=p.shape)), params)
         for _ in range(4)
     ]
-    out = run(params, grads, schedule=lambda step: 0.1 / (1 + step))["layer"]
+    out = run(
+        params,
+        grads,
+        schedule=lambda step: 0.1 / (1 + step),
+        sigma_decay=sigma_decay,
+    )["layer"]
+    decays = {"kernel": 0.01, "relative_sigma": sigma_decay}
     rates = [0.1 / (1 + step) for step in range(4)]
     for name, value in params["layer"].items():
         expected = reference.adamw(
             value,
             [grad["layer"][name] for grad in grads],
             learning_rates=[10 * r if name == "relative_sigma" else r for r in rates],
-            decay=0.01 if name == "kernel" else 0.0,
+            decay=decays.get(name, 0.0),
         )
         # In float32 the first bias correction, 1 - 0.999, is off by 6e-5, its root by
         # half of that; the updates add up to at most 2.

@@ -1,5 +1,6 @@
 """The spectrum of a head's score, against every score that there is."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from flax import nnx
 
 from svda_jax.models.attention import Attention, Trace, diagonal
 from svda_jax.models.ops.plain import second_moments
-from svda_jax.models.score import score_spectrum, weigh_moments
+from svda_jax.models.score import collision_entropy, score_spectrum, weigh_moments
 
 B, N, H, K = 3, 7, 2, 5
 
@@ -136,3 +137,26 @@ def test_weights_alone_are_inputs_of_unit_covariance(rng, start):
     np.testing.assert_array_equal(
         attention.factors, diagonal(query[None], attention.sigma, None)
     )
+
+
+def test_entropy_is_that_of_the_squared_singular_values(make_trace):
+    for attention in ("svda", "softmax"):
+        trace = make_trace(attention)
+        factors = diagonal(trace.query, trace.sigma, trace.scale)
+        energy = measure(trace) ** 2
+        share = energy / energy.sum(-1, keepdims=True)
+        expected = -np.log(np.sum(share**2, axis=-1))
+        out = collision_entropy(sum_moments(trace) / B, factors)
+        np.testing.assert_allclose(out, expected, rtol=1e-4)
+
+
+def test_entropy_of_a_score_of_no_or_one_direction_has_a_finite_gradient(rng):
+    moments = jnp.eye(4) * jnp.ones((2, 3, 1, 1))
+    factors = jnp.array([[0.0, 0, 0, 0], [0, -3, 0, 0], [2, 2, 2, 2]])
+    np.testing.assert_allclose(
+        collision_entropy(moments, factors), [np.log(4), 0, np.log(4)], atol=1e-6
+    )
+    gradients = jax.grad(lambda *args: jnp.sum(collision_entropy(*args)), (0, 1))(
+        moments, factors
+    )
+    assert all(np.isfinite(gradient).all() for gradient in gradients)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from svda_jax.devices import parallel
 from svda_jax.models.ops import choose
-from svda_jax.models.vit import create_graphdef
+from svda_jax.models.vit import ViT, create_graphdef
 from svda_jax.train import steps
 from svda_jax.train.optimizer import create_optimizer
 
@@ -52,6 +52,7 @@ def compile_step(
         **{
             "label_smoothing": 0.1,
             "orthonormality_weight": 0.0,
+            "score_entropy_weight": 0.0,
             "accumulate_steps": 1,
             **options,
         },
@@ -172,16 +173,23 @@ def test_images_are_augmented_each_with_its_own_key(make_model_config, batch):
     assert len(np.unique(keys, axis=0)) == 2 * B
 
 
-def test_loss_gradient_includes_the_weighted_penalty(make_model_config, batch):
+@pytest.mark.parametrize(
+    ("option", "penalty"),
+    [
+        ("orthonormality_weight", ViT.orthonormality_penalty),
+        ("score_entropy_weight", ViT.score_entropy),
+    ],
+)
+def test_loss_gradient_includes_a_weighted_penalty(
+    make_model_config, batch, option, penalty
+):
     config = make_model_config()
     sgd = optax.sgd(1.0)
     plain, _ = run(config, batch, 1, optimizer=sgd)
-    penalised, _ = run(config, batch, 1, optimizer=sgd, orthonormality_weight=0.7)
+    penalised, _ = run(config, batch, 1, optimizer=sgd, **{option: 0.7})
     initial = initial_params(config)
     graphdef = create_graphdef(config)
-    grad = jax.jit(jax.grad(lambda p: nnx.merge(graphdef, p).orthonormality_penalty()))(
-        initial
-    )
+    grad = jax.jit(jax.grad(lambda p: penalty(nnx.merge(graphdef, p))))(initial)
     expected = jax.tree.map(lambda p, g: p - 0.7 * g, plain, grad)
     assert_trees_close(penalised, expected, 1e-5)
 

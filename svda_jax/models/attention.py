@@ -13,7 +13,7 @@ from flax import nnx
 from svda_jax.models.layers import Linear
 from svda_jax.models.ops import PLAIN
 from svda_jax.models.ops.plain import weigh
-from svda_jax.models.score import weigh_moments
+from svda_jax.models.score import collision_entropy, weigh_moments
 
 # The attentions a model can have, as `model.attention` names them.
 ATTENTIONS = ("svda", "softmax")
@@ -245,3 +245,7 @@ class Attention(nnx.Module):
             jnp.mean(orthonormality_penalty(projection.kernel[...]))
             for projection in (self.query, self.key)
         )
+
+    def score_entropy(self):
+        """Mean over heads of `score.collision_entropy` by weights alone, in nats."""
+        return jnp.mean(collision_entropy(self.weight_moments, self.factors))

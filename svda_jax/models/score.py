@@ -62,3 +62,29 @@ def score_spectrum(moments, factors):
     query, key = np.moveaxis(roots, -4, 0)
     core = query * np.float64(factors)[..., None, :] @ np.swapaxes(key, -1, -2)
     return np.linalg.svd(core, compute_uv=False)
+
+
+def collision_entropy(moments, factors):
+    """How evenly the score's energy is spread over its directions.
+
+        -ln sum_k p_k^2,  p_k = s_k^2 / sum_j s_j^2,  s of `score_spectrum`
+
+    Of traces alone, sum s^2 = tr(M_q F M_k F) and sum s^4 = tr((M_q F M_k F)^2) with
+    F = diag(f), so it is smooth where singular values meet or are 0.
+
+    Args:
+      moments: as for `score_spectrum`, as factors are.
+      factors: likewise.
+
+    Returns:
+      `[..., H]` float32 in [0, ln K] nats; where the score is 0 ln K, without gradient.
+
+    Source: Renyi 1961, the entropy of order 2.
+    """
+    query, key = jnp.moveaxis(moments, -4, 0)
+    product = query * factors[..., None, :] @ (key * factors[..., None, :])
+    energy = jnp.trace(product, axis1=-2, axis2=-1)
+    product = product / jnp.where(energy > 0, energy, 1)[..., None, None]
+    purity = jnp.sum(product * jnp.swapaxes(product, -1, -2), (-2, -1))
+    purity = jnp.where(energy > 0, purity, 1 / factors.shape[-1])
+    return -jnp.log(purity)

@@ -133,12 +133,9 @@ def count_macs(config):
       config: a `ViTConfig`; padded directions count as what they are, computed.
     """
     n, width = config.grid**2 + (config.pool == "cls"), config.width
-    head_dim = width // config.num_heads
     macs = config.grid**2 * config.patch_size**2 * config.channels * width
-    for layer in range(config.depth):
-        scores = config.num_heads * (
-            config.qk_dim[layer] if config.qk_dim else head_dim
-        )
+    for qk_dim in config.qk_dim or (width // config.num_heads,) * config.depth:
+        scores = config.num_heads * qk_dim
         macs += 2 * n * width * (scores + width)  # query and key, value and out
         macs += n * n * (scores + width) + 2 * n * width * config.mlp_dim
     return macs + width * config.num_classes
@@ -318,6 +315,10 @@ class ViT(nnx.Module):
         return jnp.mean(
             jnp.stack([b.attention.orthonormality_penalty() for b in self.blocks])
         )
+
+    def score_entropy(self):
+        """Mean over layers and heads of `score.collision_entropy` by weights, nats."""
+        return jnp.mean(jnp.stack([b.attention.score_entropy() for b in self.blocks]))
 
 
 def _drop_path_rates(config):

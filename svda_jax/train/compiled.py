@@ -38,7 +38,9 @@ _COMPILED = (
     "label_smoothing",
     "learning_rate",
     "orthonormality_weight",
+    "score_entropy_weight",
     "spectrum_lr_scale",
+    "spectrum_weight_decay",
     "warmup_fraction",
     "weight_decay",
 )
@@ -104,6 +106,7 @@ def _compile_training(config, model_config, num_steps, mesh):
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
         spectrum_lr_scale=config.spectrum_lr_scale,
+        spectrum_weight_decay=config.spectrum_weight_decay,
     )
     init = functools.partial(
         create_train_state, model_config, optimizer, ema=config.ema_decay > 0
@@ -116,6 +119,7 @@ def _compile_training(config, model_config, num_steps, mesh):
         augment=create_augment(config.augment),
         label_smoothing=config.label_smoothing,
         orthonormality_weight=config.orthonormality_weight,
+        score_entropy_weight=config.score_entropy_weight,
         accumulate_steps=config.accumulate_steps,
         ema_decay=config.ema_decay,
     )

@@ -23,7 +23,9 @@ def create_schedule(learning_rate, *, num_steps, warmup_steps):
     )
 
 
-def create_optimizer(schedule, *, weight_decay, clip_norm, spectrum_lr_scale):
+def create_optimizer(
+    schedule, *, weight_decay, clip_norm, spectrum_lr_scale, spectrum_weight_decay=0.0
+):
     """The update rule, AdamW (Loshchilov & Hutter 2019) on clipped gradients.
 
     Args:
@@ -32,16 +34,22 @@ def create_optimizer(schedule, *, weight_decay, clip_norm, spectrum_lr_scale):
       clip_norm: the largest global gradient norm let through; longer ones are scaled.
       spectrum_lr_scale: what the learning rate of relative_sigma is multiplied by; 0
         leaves sigma at its start.
+      spectrum_weight_decay: decoupled, times the learning rate of relative_sigma, on
+        it.
 
     Returns:
       An `optax.GradientTransformation`.
     """
+    sigma = _named("relative_sigma")
+    decays = [optax.add_decayed_weights(weight_decay, mask=_named("kernel"))]
+    if spectrum_weight_decay:
+        decays.append(optax.add_decayed_weights(spectrum_weight_decay, mask=sigma))
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(),
-        optax.add_decayed_weights(weight_decay, mask=_named("kernel")),
+        *decays,
         optax.scale_by_learning_rate(schedule),
-        optax.masked(optax.scale(spectrum_lr_scale), _named("relative_sigma")),
+        optax.masked(optax.scale(spectrum_lr_scale), sigma),
     )
 
 

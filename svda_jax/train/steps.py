@@ -124,6 +124,7 @@ def train_step(
     augment,
     label_smoothing,
     orthonormality_weight,
+    score_entropy_weight,
     accumulate_steps,
     ema_decay=0.0,
     shardings=None,
@@ -131,6 +132,7 @@ def train_step(
     """One update.
 
         loss = mean cross-entropy + orthonormality_weight * orthonormality penalty
+               + score_entropy_weight * entropy of the score's spectrum by weights
         ema <- d ema + (1 - d) params,  d = min(ema_decay, (1 + step) / (10 + step))
 
     The randomness of an image is a function of the key, the step and its place in the
@@ -146,7 +148,8 @@ def train_step(
       schedule: learning rate by step; it counts batches, skipped ones too.
       augment: (images uint8, targets `[B, C]`, `[B]` keys) -> (images, targets).
       label_smoothing: see `smooth_labels`.
-      orthonormality_weight: weight of the soft-orthonormality penalty.
+      orthonormality_weight: weight of `ViT.orthonormality_penalty`.
+      score_entropy_weight: weight of `ViT.score_entropy`.
       accumulate_steps: parts the batch is worked through in, to save memory. Split
         parameters are gathered for each.
       ema_decay: of the moving average, read where the state keeps one. It starts lower,
@@ -182,6 +185,8 @@ def train_step(
             loss = jnp.mean(losses)
             if orthonormality_weight:
                 loss += orthonormality_weight * model.orthonormality_penalty()
+            if score_entropy_weight:
+                loss += score_entropy_weight * model.score_entropy()
             metrics = Metrics.single_from_model_output(
                 loss=losses, logits=logits, labels=labels
             )
