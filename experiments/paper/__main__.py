@@ -65,7 +65,7 @@ NUM_PICTURED = 3
 
 def main(argv):
     """Runs the command line."""
-    parser = create_parser("reproduce", __doc__)
+    parser = create_parser("paper", __doc__)
     parser.add_argument(
         "--config", action="append", default=[], help="may be given several times"
     )

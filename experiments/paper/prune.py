@@ -59,7 +59,7 @@ CRITERIA = {
 
 def main(argv):
     """Runs the command line."""
-    parser = create_parser("prune", __doc__)
+    parser = create_parser("paper.prune", __doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--finetune_epochs", type=int, default=10)
     run_command(parser, argv, compare_criteria)

@@ -1,10 +1,12 @@
-"""What start and learning rate of sigma do to accuracy and to effective rank.
+"""What decides the spectra: sigma's options, pressure on them, and the model's size.
 
     python -m experiments.paper.spectrum --config=configs/digits.py --seeds=3
 
-Options of the config follow as for svda_jax.main. Runs lie under --runs, by default
-runs/; those that are finished are not trained again, those that were stopped go on. The
-results go to --out, by default experiments/results/spectrum.
+Sigma's start, learning rate and weight decay; a penalty on the entropy of the score's
+spectrum; widths, depths, and shares of the training images with as many steps. Options
+of the config follow as for svda_jax.main. Runs lie under --runs, by default runs/;
+those that are finished are not trained again, those that were stopped go on. The
+results go to spectrum/<config>/ under --out, by default experiments/results.
 """
 
 import pathlib
@@ -19,152 +21,267 @@ from experiments.paper.comparison import (
     ATTENTIONS,
     configure,
     create_parser,
+    mean_and_interval,
     mean_and_spread,
     read_configs,
     run_command,
     train,
     writing,
 )
-from experiments.paper.figures import save
+from experiments.paper.figures import NAMES, save
 from svda_jax.devices.memory import keep_memory
 from svda_jax.look.figures import KINDS
-from svda_jax.models.attention import SPECTRUM_STARTS
+from svda_jax.models.indicators import effective_rank
 from svda_jax.run import runs
 
-LABELS = {"ones": "1", "sqrt": "√K", "matched": "K"}
-SCALES = (1, 10, 30, 100)
+RATES = (1, 10, 30, 100)
+RATE_LABEL = "sigma learns {} times as fast"
+WEIGHTS = (0.01, 0.03, 0.1, 0.3)
 QUANTITIES = {
     "accuracy (%)": lambda h: 100 * h["eval_accuracy"][-1],
-    "effective rank": lambda h: (
+    "sigma or singular values": lambda h: (
         h["indicators"].sel(indicator="effective_rank")[-1].mean()
     ),
+    "score by weights": lambda h: np.mean(
+        effective_rank(h["weight_spectrum"].values[-1])
+    ),
+    "score by data": lambda h: h["score_rank"][-1].mean(),
+    "its strength (logits)": lambda h: h["score_strength"][-1].mean(),
 }
 
 
 def main(argv):
     """Runs the command line."""
-    parser = create_parser("spectrum", __doc__)
+    parser = create_parser("paper.spectrum", __doc__)
     parser.add_argument("--config", required=True)
-    parser.set_defaults(out="experiments/results/spectrum")
     run_command(parser, argv, compare_settings)
 
 
 def compare_settings(args, rest, command):
     """All that the command line asks for."""
-    out = pathlib.Path(args.out)
-    read_configs([args.config], rest)
-    runs.check_workdir(configure(args.config, rest, ATTENTIONS["svda"], 0), out)
-    variants = {"study-softmax": ATTENTIONS["softmax"], **settings()}
+    (name,) = read_configs([args.config], rest)
+    out = pathlib.Path(args.out, "spectrum", name)
+    config = configure(args.config, rest, ATTENTIONS["svda"], 0)
+    runs.check_workdir(config, out)
+    tables = settings(config)
+    variants = {
+        f"study-{variant}": options
+        for rows in tables.values()
+        for variant, _, options in rows
+    }
     comparison = train(
-        args.config,
-        rest,
-        variants,
-        num_seeds=args.seeds,
-        folder=args.runs,
+        args.config, rest, variants, num_seeds=args.seeds, folder=args.runs
     )
-    write_results(comparison, out, command)
+    write_results(comparison, tables, out, command)
     print(f"\nresults are in {out}")
 
 
-def settings():
-    """The options of every start and learning rate, by the name in a run's folder."""
-    return {
-        f"study-{start}-{scale}": {
-            **ATTENTIONS["svda"],
-            "model.spectrum_init": start,
-            "spectrum_lr_scale": float(scale),
+def settings(config):
+    """What is compared: by title, rows of a variant, what it is, and its options.
+
+    Args:
+      config: that all of it changes.
+    """
+    width, model = config.model.width, config.model
+
+    def svda(variant, label, **options):
+        return variant, label, ATTENTIONS["svda"] | options
+
+    def rate(scale):
+        return svda(
+            f"rate-{scale}", RATE_LABEL.format(scale), spectrum_lr_scale=float(scale)
+        )
+
+    def both(variant, label, **options):
+        for name, attention in ATTENTIONS.items():
+            yield f"{variant}-{name}", f"{label}, {NAMES[name]}", attention | options
+
+    def wide(factor):
+        """Heads keep their width, so that ranks can be compared."""
+        names = ("width", "mlp_dim", "num_heads")
+        return {f"model.{name}": round(factor * model[name]) for name in names}
+
+    def of_data(share):
+        return {
+            "dataset.train_split": f"{config.dataset.train_split}[:{share}%]",
+            "num_epochs": round(100 / share * config.num_epochs),
+            "eval_every_epochs": round(100 / share * config.eval_every_epochs),
         }
-        for start in SPECTRUM_STARTS
-        for scale in SCALES
+
+    rule = 2 * width**0.5
+    return {
+        "Start, learning rate and weight decay of sigma": [
+            *both("base", "as the config has it"),
+            *(rate(scale) for scale in RATES if scale != config.spectrum_lr_scale),
+            rate(round(rule)),
+            svda("ones", "sigma starts at 1", **{"model.spectrum_init": "ones"}),
+            svda("sqrt", "sigma starts at √K", **{"model.spectrum_init": "sqrt"}),
+            *(
+                svda(
+                    f"decay-{decay}",
+                    f"weight decay {decay} on sigma",
+                    spectrum_weight_decay=decay,
+                )
+                for decay in (0.01, 0.05)
+            ),
+        ],
+        "Pressure on the entropy of the score's spectrum": [
+            row
+            for weight in WEIGHTS
+            for row in both(
+                f"entropy-{weight}", f"weight {weight}", score_entropy_weight=weight
+            )
+        ],
+        "Widths, depths and shares of the training images": [
+            *both("narrow", f"width {width // 2}", **wide(0.5)),
+            *both("wide", f"width {width * 2}", **wide(2)),
+            *both("shallow", "half the depth", **{"model.depth": model.depth // 2}),
+            *both("deep", "twice the depth", **{"model.depth": model.depth * 2}),
+            *both("quarter", "a quarter of the images", **of_data(25)),
+            *both("half", "half of the images", **of_data(50)),
+        ],
+        "Sigma's learning rate by the width, 2 √D times": [
+            svda(
+                f"rule-{name}",
+                f"width {round(factor * width)}, "
+                + RATE_LABEL.format(round(rule * factor**0.5)),
+                spectrum_lr_scale=float(round(rule * factor**0.5)),
+                **wide(factor),
+            )
+            for name, factor in (("narrow", 0.5), ("wide", 2))
+        ],
     }
 
 
-def write_results(comparison, out, command):
-    """Writes the table, the figure and the histories.
+def write_results(comparison, tables, out, command):
+    """Writes the tables, the figures and the histories.
 
     Raises:
       UserError: out cannot be written.
     """
     with writing(out):
         comparison.copy_histories(out)
-        reference = comparison.workdirs["study-matched-30"][0]
-        shutil.copyfile(runs.config_path(reference), out / "config.json")
-        save(draw(comparison), out / "figure_start_and_rate")
-        (out / "README.md").write_text("\n".join(_page(comparison, command)) + "\n")
+        first = comparison.workdirs["study-base-svda"][0]
+        shutil.copyfile(runs.config_path(first), out / "config.json")
+        save(draw_rates(comparison), out / "figure_rates")
+        save(draw_ranks(comparison, tables), out / "figure_ranks")
+        page = "\n".join(_page(comparison, tables, command))
+        (out / "README.md").write_text(page + "\n")
 
 
-def draw(comparison):
-    """Accuracy and effective rank over the learning rate of sigma, a line a start."""
-    figure = Figure(figsize=(7.2, 3), layout="constrained")
-    axes = figure.subplots(1, len(QUANTITIES))
-    for ax, (name, read) in zip(axes, QUANTITIES.items(), strict=True):
-        for start, color, marker in zip(SPECTRUM_STARTS, KINDS, "osD", strict=False):
-            points = [
-                comparison.values(f"study-{start}-{scale}", read) for scale in SCALES
-            ]
-            mean = [np.nanmean(values) for values in points]
-            error = [np.nanstd(values, ddof=len(values) > 1) for values in points]
-            ax.errorbar(
-                SCALES,
-                mean,
-                yerr=error,
-                color=color,
-                marker=marker,
-                markersize=4,
-                capsize=2,
-                label=f"sigma from {LABELS[start]}",
-            )
-        values = comparison.values("study-softmax", read)
-        low, high = np.nanmin(values), np.nanmax(values)
-        ax.axhspan(low, high, color="0.85", lw=0, label="softmax attention")
+def draw_rates(comparison):
+    """Accuracy and the effective ranks over the learning rate of sigma."""
+    names = list(QUANTITIES)[:4]
+    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    variants = [f"study-rate-{scale}" for scale in RATES]
+    variants = [v if v in comparison.workdirs else "study-base-svda" for v in variants]
+    for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):
+        values = np.array([comparison.values(v, QUANTITIES[name]) for v in variants])
+        mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1, ddof=1)
+        ax.errorbar(
+            RATES, mean, deviation, color=KINDS[0], marker="o", markersize=4, capsize=2
+        )
+        softmax = comparison.values("study-base-softmax", QUANTITIES[name])
+        ax.axhspan(np.nanmin(softmax), np.nanmax(softmax), color="0.85", lw=0)
         ax.set_xscale("log")
-        ax.set_xticks(SCALES, [str(scale) for scale in SCALES])
+        ax.set_xticks(RATES, [str(scale) for scale in RATES])
         ax.minorticks_off()
-        ax.set_xlabel("learning rate of sigma over that of the others", fontsize=8)
-        ax.set_ylabel(name, fontsize=8)
-        ax.tick_params(labelsize=7)
-        ax.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
-    )
+        title = name if "%" in name else f"effective rank of\n{name}"
+        _style(ax, title, "learning rate of sigma, times", "")
     return figure
 
 
-def _page(comparison, command):
-    seeds = len(comparison.workdirs["study-softmax"])
+def draw_ranks(comparison, tables):
+    """Accuracy over the score's effective rank: under pressure, and by size."""
+    titles = list(tables)
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    accuracy, rank = QUANTITIES["accuracy (%)"], QUANTITIES["score by data"]
+    base = [row for row in tables[titles[0]] if row[0].startswith("base-")]
+    for ax, title in zip(figure.subplots(1, 2), titles[1:3], strict=True):
+        rows = base + tables[title]
+        for attention, color, marker in zip(NAMES, KINDS, "so", strict=False):
+            for variant, label, _ in rows:
+                if not variant.endswith(f"-{attention}"):
+                    continue
+                x, y = (
+                    comparison.values(f"study-{variant}", read)
+                    for read in (rank, accuracy)
+                )
+                several = len(x) > 1
+                ax.errorbar(
+                    np.nanmean(x),
+                    np.nanmean(y),
+                    xerr=np.nanstd(x, ddof=several),
+                    yerr=np.nanstd(y, ddof=several),
+                    color=color,
+                    marker=marker,
+                    markersize=4,
+                    lw=0.8,
+                )
+                ax.annotate(
+                    "" if variant.startswith("base") else label.split(",")[0],
+                    (np.nanmean(x), np.nanmean(y)),
+                    xytext=(4, 3),
+                    textcoords="offset points",
+                    fontsize=5.5,
+                )
+            ax.plot([], [], marker, color=color, markersize=4, label=NAMES[attention])
+        _style(ax, title, "effective rank of the score by data", "accuracy (%)")
+        ax.legend(frameon=False, fontsize=7)
+    return figure
+
+
+def _style(ax, title, x, y):
+    ax.set_title(title, fontsize=8)
+    ax.set_xlabel(x, fontsize=8)
+    ax.set_ylabel(y, fontsize=8)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _page(comparison, tables, command):
+    seeds = len(comparison.workdirs["study-base-softmax"])
     lines = [
-        "# Start and learning rate of sigma",
+        f"# What decides the spectra, {comparison.name}",
         "",
-        f"{comparison.name}, {describe_machine()}",
+        describe_machine(),
         "",
         f"    {command}",
         "",
         f"Mean and standard deviation over seeds 0 to {seeds - 1}, last evaluation; "
-        "the effective rank is the mean over layers and heads. In the figure bars are "
-        "one standard deviation, the grey band reaches over the runs with softmax "
+        "differences in accuracy (percentage points) are to the config as it is with "
+        "the same attention, paired by seed, with their 95 % confidence interval "
+        "(Student's t). Effective ranks are means over layers and heads, of the "
+        "spectrum of sigma (of softmax attention: the singular values of W_q W_k^T), "
+        "and of the score's own by weights and by data. In the figures bars are one "
+        "standard deviation, the grey band reaches over the runs with softmax "
         "attention. The `.nc` files are the histories.",
     ]
     for workdir, message in comparison.failures.items():
         lines += ["", f"**{workdir.name} failed** and is in no mean: {message}."]
     lines += [
         "",
-        "![accuracy and effective rank](figure_start_and_rate.png)",
+        "![accuracy and effective ranks over the rate](figure_rates.png)",
         "",
-        f"| sigma starts at | learning rate times | {' | '.join(QUANTITIES)} |",
-        "|---|---|---|---|",
+        "![accuracy over the score's effective rank](figure_ranks.png)",
     ]
-    rows = {
-        (LABELS[start], scale): f"study-{start}-{scale}"
-        for start in SPECTRUM_STARTS
-        for scale in SCALES
-    }
-    for (start, scale), variant in [*rows.items(), (("softmax", ""), "study-softmax")]:
-        cells = [
-            mean_and_spread(comparison.values(variant, read), 2)
-            for read in QUANTITIES.values()
-        ]
-        lines.append(f"| {start} | {scale} | {' | '.join(cells)} |")
+    accuracy = QUANTITIES["accuracy (%)"]
+    for title, rows in tables.items():
+        lines += ["", f"## {title}", ""]
+        lines.append(f"| | accuracy - that of base | {' | '.join(QUANTITIES)} |")
+        lines.append("|---" * (2 + len(QUANTITIES)) + "|")
+        for variant, label, options in rows:
+            name, base = f"study-{variant}", f"study-base-{options['model.attention']}"
+            difference = comparison.values(name, accuracy)
+            difference = difference - comparison.values(base, accuracy)
+            cells = [
+                "" if name == base else mean_and_interval(difference, 2),
+                *(
+                    mean_and_spread(comparison.values(name, read), 2)
+                    for read in QUANTITIES.values()
+                ),
+            ]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
 
