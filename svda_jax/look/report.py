@@ -167,6 +167,8 @@ def _describe_pruning(workdir):
     try:
         took = json.loads(path.read_text())
         figure = figures.kept_directions(took["spectrum"], took["keep"])
+        # Before there were rules each head kept rho of the energy of its sigma.
+        took = {"rule": f"--rho={took.get('rho')} --basis=sigma"} | took
         return {**took, "picture": _picture(figure, "directions kept")}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None

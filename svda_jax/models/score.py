@@ -56,12 +56,51 @@ def score_spectrum(moments, factors):
 
     Source: Eckart & Young 1936, for the metric of the data.
     """
-    values, vectors = np.linalg.eigh(np.float64(moments))
-    # R with R^T R = M; rounding makes values of 0 a little less.
-    roots = np.sqrt(np.maximum(values, 0))[..., None] * np.swapaxes(vectors, -1, -2)
-    query, key = np.moveaxis(roots, -4, 0)
+    values, vectors = _roots(moments)
+    query, key = values[..., None] * np.swapaxes(vectors, -1, -2)
     core = query * np.float64(factors)[..., None, :] @ np.swapaxes(key, -1, -2)
     return np.linalg.svd(core, compute_uv=False)
+
+
+def decompose(moments, factors):
+    """The score as the sum of its singular directions in the metric of the data.
+
+        diag(f) = sum_k s_k a_k b_k^T,  with s of `score_spectrum`
+
+    What the data do not reach has a millionth of the mean energy here, so that parts of
+    the sum stay as small there as they can.
+
+    Args:
+      moments: as for `score_spectrum`, as factors are.
+      factors: likewise.
+
+    Returns:
+      `[..., H, K, K]`, a_k in column k; `[..., H, K]`, s, largest first;
+      `[..., H, K, K]`, b_k in column k. All float64.
+    """
+    values, vectors = _roots(moments, floor=1e-6)
+    query, key = values[..., None] * np.swapaxes(vectors, -1, -2)
+    core = query * np.float64(factors)[..., None, :] @ np.swapaxes(key, -1, -2)
+    u, s, vt = np.linalg.svd(core)
+    query, key = vectors / values[..., None, :]  # the inverses
+    return query @ u, s, key @ np.swapaxes(vt, -1, -2)
+
+
+def _roots(moments, floor=0.0):
+    """The roots of the eigenvalues of M_q and M_k, and their vectors, in columns.
+
+    Args:
+      moments: `[..., 2, H, K, K]`.
+      floor: added to the eigenvalues of each, over their mean.
+
+    Returns:
+      `[2, ..., H, K]` and `[2, ..., H, K, K]`: diag(values) vectors^T is M^(1/2) but
+      for a turn.
+    """
+    values, vectors = np.linalg.eigh(np.moveaxis(np.float64(moments), -4, 0))
+    values = np.maximum(values, 0)  # rounding makes those of 0 a little less
+    mean = values.mean(-1, keepdims=True)
+    return np.sqrt(values + floor * np.where(mean > 0, mean, 1)), vectors
 
 
 def collision_entropy(moments, factors):

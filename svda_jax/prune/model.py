@@ -1,133 +1,223 @@
-"""Spectral energy retention: a trained model with fewer directions in its scores.
+"""A trained model whose heads score with fewer directions.
 
-    python -m svda_jax prune --workdir runs/digits-svda-0 --rho=0.9
+A head's score is a bilinear form of its queries and keys, and a sum of directions:
 
-Every head keeps the fewest directions that hold rho of the energy of its spectrum,
-sum sigma^2. Two models come of that. In the *masked* one sigma is zero in the others,
-which is exact: norms run over all K directions as before. In the *shrunk* one they are
-gone, from W_q, W_k, their biases and sigma; norms run over what is kept, so it is not
-the same model, and how far the two are apart is measured. Scores are divided by the
-square root of the original K in both.
+    x_q^T F x_k = sum_k size_k (x_q^T a_k) (b_k^T x_k),  F = diag(sigma) / sqrt(K)
 
-The shrunk model becomes a run of its own, by default <workdir>-pruned-<rho>, which
-everything opens that opens a run; prune.md in it says what was gained and lost.
+Which directions those are is the basis. In "score" they are the singular ones in the
+metric of the data, in "weights" those in the metric of the weights alone
+(`models.score`); of either the first r are the best r. In "sigma" they are the
+coordinates, as in spectral energy retention (arXiv 2609.24370).
 
-Source: arXiv 2609.24370.
+What is left of F has r directions, and orthonormal coordinates of queries and keys in
+which it is diagonal (its singular vectors): SVDA again. In the *masked* model queries
+and keys keep all their coordinates, turned, with sigma 0 in the others. Lengths do not
+change, so that it is exact. The *shrunk* model has r coordinates, and n more with sigma
+0 that stand for the others in the lengths: their main directions over the data, and one
+constant for what remains. Scores are divided by the square root of the original K in
+both. Softmax attention has no lengths to keep.
+
+Axes: L layers, H heads, D width, K directions.
 """
 
-import copy
 import dataclasses
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from svda_jax.models.score import decompose
 from svda_jax.models.vit import create_graphdef
 
+BASES = ("score", "weights", "sigma")
 
-def choose(spectrum, rho):
-    """The fewest directions of each head that hold rho of its energy.
+
+class Directions(NamedTuple):
+    """The score of each head of a layer, split up into directions.
+
+    Attributes:
+      query: `[H, K, K]` float64, a_k in column k.
+      size: `[H, K]` float64, not negative; largest first but in the basis "sigma".
+      key: `[H, K, K]` float64, b_k in column k.
+    """
+
+    query: np.ndarray
+    size: np.ndarray
+    key: np.ndarray
+
+    def add_up(self, keep):
+        """`[H, K, K]`, the form of those that are kept, `[H, K]` bool."""
+        return self.query * (self.size * keep)[:, None] @ np.swapaxes(self.key, -1, -2)
+
+
+def split(attention, basis, moments=None):
+    """The `Directions` of an attention layer.
 
     Args:
-      spectrum: `[H, K]`, of any sign.
-      rho: share of sum sigma^2, in (0, 1]; 1 keeps all directions.
+      attention: an `Attention`; with softmax attention there is no basis "sigma".
+      basis: one of `BASES`.
+      moments: `[2, H, K, K]`, the mean over images of `plain.second_moments`; read in
+        the basis "score" alone.
+    """
+    factors = np.float64(attention.factors)
+    if basis == "sigma":
+        axes = np.eye(factors.shape[-1]) * np.ones_like(factors)[..., None]
+        return Directions(axes * np.sign(factors)[:, None], np.abs(factors), axes)
+    moments = attention.weight_moments if basis == "weights" else moments
+    return Directions(*decompose(moments, factors))
+
+
+def choose(sizes, *, rho=None, rank=None, bound=None, pooled=False):
+    """The largest directions of each head, as few as one of three rules asks for.
+
+    Args:
+      sizes: of each layer's directions, `[H, K]`, of any sign.
+      rho: share of the energy, sum size^2, that is kept, in (0, 1]; 1 keeps all.
+      rank: directions that are kept, or all that a head has.
+      bound: what the scores of a head may change by, root mean square, in logits, if
+        the sizes are of the basis "score".
+      pooled: whether the rule is for the mean over all heads of the model and the
+        largest directions of all are kept, in place of one head at a time.
 
     Returns:
-      `[H, K]` bool, at least one True a head. Of equal directions the first is kept
-      first; one without energy is kept at rho = 1 alone, or as a head's only one.
+      A list of `[H, K]` bool, at least one True a head. Of equal directions the first
+      is kept first; one without energy only where rho = 1 or a rank asks for it.
     """
+    energies = [np.square(np.float64(size)) for size in sizes]
     if rho == 1:
-        return np.ones(np.shape(spectrum), bool)
-    energy = np.square(np.float64(spectrum))
-    order = np.argsort(-energy, axis=-1, kind="stable")
-    energy = np.take_along_axis(energy, order, axis=-1)
-    before = np.cumsum(energy, axis=-1) - energy
-    needed = (before < rho * energy.sum(-1, keepdims=True)) & (energy > 0)
-    needed[:, 0] = True
-    keep = np.zeros_like(needed)
-    np.put_along_axis(keep, order, needed, axis=-1)
-    return keep
+        return [np.ones(energy.shape, bool) for energy in energies]
+    heads = [head for energy in energies for head in energy]
+    groups = [heads] if pooled else [[head] for head in heads]
+    kept = [mine for group in groups for mine in _choose(group, rho, rank, bound)]
+    ends = np.cumsum([len(energy) for energy in energies])[:-1]
+    return [np.array(kept[i:j]) for i, j in zip([0, *ends], [*ends, None], strict=True)]
 
 
-def mask(model, keep):
+def _choose(heads, rho, rank, bound):
+    """`choose` of heads that share a budget: `[K]` bool for each."""
+    energy = np.concatenate(heads)
+    ends = np.cumsum([len(head) for head in heads])[:-1]
+    first = [
+        start + head.argmax() for start, head in zip([0, *ends], heads, strict=True)
+    ]
+    rest = np.setdiff1d(np.arange(len(energy)), first)
+    order = np.concatenate([first, rest[np.argsort(-energy[rest], kind="stable")]])
+    energy = energy[order]
+    if rank is not None:
+        needed = np.arange(len(order)) < rank * len(heads)
+    elif bound is not None:  # while what is left to keep is too much to lose
+        needed = np.cumsum(energy[::-1])[::-1] > len(heads) * bound**2
+    else:
+        needed = np.cumsum(energy) - energy < rho * energy.sum()
+    if rank is None:
+        needed &= energy > 0
+    needed[: len(heads)] = True
+    keep = np.zeros(len(order), bool)
+    keep[order] = needed
+    return np.split(keep, ends)
+
+
+def mask(model, directions, keep):
     """The model with directions switched off, its arrays as large as before.
 
     Args:
-      model: a `ViT`; with softmax attention one that `factorise` returned.
+      model: a `ViT`.
+      directions: from `split`, for each layer.
       keep: `[H, K]` bool for each layer.
     """
-    model = copy.deepcopy(model)
-    for block, kept in zip(model.blocks, keep, strict=True):
-        attention = block.attention
-        if attention.sigma is None:
-            attention.query.kernel[...] *= kept
-            attention.query.bias[...] *= kept
-        else:
-            attention.relative_sigma[...] *= kept
-    return model
+    widths = [kept.shape[-1] for kept in keep]
+    return _rebuild(model, directions, keep, widths, [None] * len(keep))
 
 
-def shrink(model, keep, *, multiple=1):
+def shrink(model, directions, keep, lengths, *, norm_columns=3, multiple=1):
     """The model without directions.
 
-    Heads of one layer that keep fewer than another are filled up with zeros, which
-    training leaves as they are: neither their gradient nor their decay is anything.
+    Heads of one layer that keep fewer than another have more columns that stand in the
+    lengths; where there are none, zeros, which training leaves as they are: neither
+    their gradient nor their decay is anything.
 
     Args:
-      model: a `ViT`; with softmax attention one that `factorise` returned.
+      model: a `ViT`.
+      directions: from `split`, for each layer.
       keep: `[H, K]` bool for each layer.
-      multiple: what the number of directions of a layer is rounded up to a multiple of,
-        up to the number it had.
+      lengths: `[2, H, K, K]` for each layer, the mean over tokens of x x^T, x queries
+        and keys before they are normalised; not read for softmax attention.
+      norm_columns: n; None leaves the others out of the lengths too.
+      multiple: what the number of columns of a layer is rounded up to a multiple of, up
+        to the number it had.
 
     Returns:
-      A `ViT` whose config says the directions of each layer, `qk_dim`.
+      A `ViT` whose config says the columns of each layer, `qk_dim`.
     """
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    if model.config.attention == "softmax":
+        norm_columns = None
+    more = 0 if norm_columns is None else norm_columns + 1
     widths = []
-    for layer, kept in enumerate(keep):
-        most = int(kept.sum(-1).max())
+    for kept in keep:
+        most = int(kept.sum(-1).max()) + more
         widths.append(min(-(-most // multiple) * multiple, kept.shape[-1]))
-        # The places of what is kept, in order, then others, which become zero.
-        places = np.argsort(~kept, axis=-1, kind="stable")[:, : widths[-1]]  # [H, K']
-        valid = np.take_along_axis(kept, places, axis=-1)
-
-        def take(array, places=places, valid=valid):
-            places = places.reshape((1,) * (array.ndim - 2) + places.shape)
-            return np.take_along_axis(np.asarray(array), places, axis=-1) * valid
-
-        attention = params["blocks"][layer]["attention"]
-        for name in ("query", "key"):
-            attention[name] = {k: take(v) for k, v in attention[name].items()}
-        if "relative_sigma" in attention:
-            attention["relative_sigma"] = take(attention["relative_sigma"])
-    config = dataclasses.replace(model.config, qk_dim=tuple(widths))
-    return nnx.merge(create_graphdef(config), jax.tree.map(jax.numpy.asarray, params))
+    return _rebuild(model, directions, keep, widths, lengths if more else None)
 
 
-def factorise(model):
-    """The same function as softmax attention, with singular directions as its own.
+def _rebuild(model, directions, keep, widths, lengths):
+    """The model with what is kept of each form, in so many columns.
 
-        W_q W_k^T = U diag(s) V^T,   W_q <- U diag(s),  W_k <- V,  b_q <- b_q W_k^T V
-
-    What the biases add to all scores of a row alike changes no weight and is left out.
+    Lengths are as to `shrink`; None where nothing stands in for the other directions.
     """
-    model = copy.deepcopy(model)
-    for block in model.blocks:
-        query, key = block.attention.query, block.attention.key
-        w_query, w_key = (
-            np.moveaxis(np.float64(projection.kernel[...]), 1, 0)
-            for projection in (query, key)
-        )  # [H, D, K]
-        q_query, r_query = np.linalg.qr(w_query)
-        q_key, r_key = np.linalg.qr(w_key)
-        u, s, vt = np.linalg.svd(r_query @ np.swapaxes(r_key, -1, -2))
-        v = np.swapaxes(vt, -1, -2)  # [H, K, K]
-        bias = np.einsum("hk,hlk,hlm->hm", np.float64(query.bias[...]), r_key, v)
-        for projection, kernel, bias_ in (
-            (query, q_query @ u * s[:, None], bias),
-            (key, q_key @ v, np.zeros_like(bias)),
-        ):
-            kernel = np.moveaxis(kernel, 0, 1)  # [D, H, K]
-            projection.kernel[...] = jax.numpy.float32(kernel)
-            projection.bias[...] = jax.numpy.float32(bias_)
-    return model
+    config, params = model.config, nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    for layer, (block, width) in enumerate(zip(model.blocks, widths, strict=True)):
+        if keep[layer].all():
+            continue  # as it is, bit for bit
+        attention, there = block.attention, params["blocks"][layer]["attention"]
+        u, s, vt = np.linalg.svd(directions[layer].add_up(keep[layer]))
+        ranks = keep[layer].sum(-1)[:, None]  # [H, 1]
+        sizes = np.where(np.arange(width) < ranks, s[:, :width], 0) / attention.scale
+        if attention.start is not None:
+            there["relative_sigma"] = sizes / attention.start
+        for side, basis in enumerate((u, np.swapaxes(vt, -1, -2))):
+            name = ("query", "key")[side]
+            columns = np.where(
+                np.arange(width) < ranks[..., None], basis[..., :width], 0
+            )
+            constants = np.zeros_like(sizes)
+            if attention.start is None:
+                columns *= np.sqrt(sizes)[:, None]
+            elif lengths is not None:
+                for head, (rank,) in enumerate(ranks):
+                    moment = (
+                        None if lengths[layer] is None else lengths[layer][side][head]
+                    )
+                    others, constants[head, -1] = _stand_in(
+                        basis[head, :, rank:], moment, width - rank
+                    )
+                    columns[head, :, rank:] = others
+            kernel, bias = (np.float64(there[name][key]) for key in ("kernel", "bias"))
+            there[name] = {
+                "kernel": np.einsum("dhk,hkl->dhl", kernel, columns),
+                "bias": np.einsum("hk,hkl->hl", bias, columns) + constants,
+            }
+    if any(width < kept.shape[-1] for width, kept in zip(widths, keep, strict=True)):
+        config = dataclasses.replace(config, qk_dim=tuple(widths))
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    return nnx.merge(create_graphdef(config), params)
+
+
+def _stand_in(others, moment, number):
+    """Columns that stand in a length for other directions, and a constant for the last.
+
+    Args:
+      others: `[K, m]`, orthonormal.
+      moment: `[K, K]`, the mean of x x^T; not read where number is m.
+      number: of columns, the last of which is the constant where they are less than m.
+
+    Returns:
+      `[K, number]`, and a number.
+    """
+    if number == others.shape[-1]:
+        return others, 0.0
+    values, vectors = np.linalg.eigh(others.T @ moment @ others)
+    values, main = values[::-1], others @ vectors[:, ::-1][:, : number - 1]
+    constant = np.sqrt(max(values[number - 1 :].sum(), 0))
+    return np.pad(main, ((0, 0), (0, 1))), constant

@@ -17,11 +17,12 @@ from flax import nnx
 from svda_jax import UserError, local_path
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
-from svda_jax.devices.timing import measure, repeat, spread
+from svda_jax.devices.timing import measure, repeat
 from svda_jax.look.predict import predict
-from svda_jax.models.vit import count_macs, count_parameters
 from svda_jax.prune import model as pruning
-from svda_jax.prune.model import choose, factorise, mask, shrink
+from svda_jax.prune import page
+from svda_jax.prune.measure import measure_moments, measure_movement
+from svda_jax.prune.model import BASES, choose, mask, shrink, split
 from svda_jax.run import console, runs
 from svda_jax.run.checkpoints import Checkpoints, quiet_orbax
 from svda_jax.run.events import EventWriter
@@ -34,18 +35,38 @@ from svda_jax.train.compiled import (
 )
 from svda_jax.train.loop import train_and_evaluate
 
+DEFAULT_RHO = 0.99
+
 
 def prune_run(
-    workdir, out, *, rho, multiple=1, low_rank=False, finetune_epochs=0, repeats=30
+    workdir,
+    out,
+    *,
+    basis="score",
+    rho=None,
+    rank=None,
+    bound=None,
+    pooled=False,
+    norm_columns=3,
+    multiple=1,
+    finetune_epochs=0,
+    repeats=30,
 ):
     """Prunes a run, measures what it bought and writes the shrunk model as a run.
+
+    What decides is measured over images of the training split, up to
+    `measure.MAX_IMAGES`; what is reported, over the evaluation split.
 
     Args:
       workdir: of the run.
       out: folder of the new run, which must not exist.
-      rho: see `choose`.
-      multiple: see `shrink`.
-      low_rank: whether a run with softmax attention is factorised for it.
+      basis: one of `model.BASES`.
+      rho: see `model.choose`, as for rank, bound and pooled; one of the three rules.
+      rank: likewise.
+      bound: likewise; not in the basis "sigma", whose sizes are no logits.
+      pooled: likewise.
+      norm_columns: see `model.shrink`.
+      multiple: likewise.
       finetune_epochs: epochs that the shrunk model is trained for, in <out>-finetuned,
         at a tenth of the run's learning rate.
       repeats: pairs of times.
@@ -58,54 +79,54 @@ def prune_run(
     """
     workdir, out = local_path(workdir), local_path(out)
     finetuned = out.with_name(f"{out.name}-finetuned")
-    _check(
-        rho, multiple, finetune_epochs, [out, *([finetuned] if finetune_epochs else [])]
-    )
+    rule = _check_rule(basis, rho, rank, bound, pooled)
+    _check(norm_columns, multiple, finetune_epochs)
+    _check_folders([out, *([finetuned] if finetune_epochs else [])])
     run = runs.load(workdir)
-    config = run.config
-    model = run.model
-    if config.model.attention == "softmax":
-        if not low_rank:
-            raise UserError(
-                f"{workdir} has softmax attention; --low_rank prunes the singular "
-                "directions of its W_q W_k^T"
-            )
-        model = model if rho == 1 else factorise(model)
-    keep = [choose(block.attention.spectrum, rho) for block in model.blocks]
-    models = {
-        "original": run.model,
-        "masked": mask(model, keep),
-        "shrunk": shrink(model, keep, multiple=multiple),
-    }
+    config, model = run.config, run.model
+    if config.model.attention == "softmax" and basis == "sigma":
+        raise UserError(f"{workdir} has softmax attention and no sigma; --basis=score")
     mesh = parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1])
-    data = datasets.load(
-        config.dataset, "eval", batch_size=config.batch_size, mesh=mesh
+    training, data = (
+        datasets.load(config.dataset, kind, batch_size=config.batch_size, mesh=mesh)
+        for kind in ("train", "eval")
     )
-    noise_key = create_keys(config.seed, parallel.replicated(mesh)).noise
-    noise_scale = config.indicators.noise_scale
-
-    @functools.cache  # the original and the masked model are one program
-    def evaluation(graphdef):
-        return create_evaluate(
-            data, graphdef, mesh, key=noise_key, noise_scale=noise_scale
-        )
-
-    values = {}
-    for name, one in models.items():
-        graphdef, params = nnx.split(one, nnx.Param)
-        params = parallel.replicate(nnx.to_pure_dict(params), mesh)
-        values[name] = evaluation(graphdef)(params)
+    moments, lengths = measure_moments(model, training)
+    directions = [
+        split(block.attention, basis, one)
+        for block, one in zip(model.blocks, moments, strict=True)
+    ]
+    sizes = [one.size for one in directions]
+    keep = choose(sizes, rho=rho, rank=rank, bound=bound, pooled=pooled)
+    options = {"norm_columns": norm_columns, "multiple": multiple}
+    models = {
+        "original": model,
+        "masked": mask(model, directions, keep),
+        "shrunk": shrink(model, directions, keep, lengths, **options),
+    }
+    values = _evaluate(config, models, data, mesh)
     pruned = copy.deepcopy(config)
     with pruned.unlocked():
         pruned.model.qk_dim = models["shrunk"].config.qk_dim
     logits = {name: predict(one, data)[0] for name, one in models.items()}
     seconds = _measure(config, pruned, models, mesh, repeats)
-    text = _page(workdir, rho, keep, models, values, logits, seconds)
+    gone = [one.add_up(~kept) for one, kept in zip(directions, keep, strict=True)]
+    moved = measure_movement(model, gone, data)
+    text = "\n".join(
+        [
+            f"# {workdir.name}, pruned with {rule}",
+            "",
+            *page.compare(keep, models, values, logits, seconds),
+            "",
+            *page.describe(keep, models["shrunk"].config, basis, sizes, moved),
+            "",
+        ]
+    )
     _write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh)
     took = {
         "workdir": str(workdir),
-        "rho": rho,
-        "spectrum": [np.asarray(b.attention.spectrum).tolist() for b in model.blocks],
+        "rule": rule,
+        "spectrum": [size.tolist() for size in sizes],
         "keep": [kept.tolist() for kept in keep],
     }
     runs.write_atomically(runs.pruning_path(out), json.dumps(took).encode())
@@ -131,21 +152,65 @@ def finetune(workdir, out, *, epochs):
     train_and_evaluate(config, out)
 
 
-def _check(rho, multiple, finetune_epochs, folders):
-    for holds, message in (
-        (0 < rho <= 1, f"--rho={rho} must be more than 0 and at most 1"),
+def _check_rule(basis, rho, rank, bound, pooled):
+    """The options that decide what goes, as on the command line."""
+    rules = {"rho": rho, "rank": rank, "bound": bound}
+    given = {name: value for name, value in rules.items() if value is not None}
+    _require(
+        (basis in BASES, f"--basis={basis} must be one of {', '.join(BASES)}"),
+        (len(given) == 1, "one of --rho, --rank and --bound says how much goes"),
+        (rho is None or 0 < rho <= 1, f"--rho={rho} must be more than 0 and at most 1"),
+        (rank is None or rank > 0, f"--rank={rank} must be positive"),
+        (bound is None or 0 <= bound < np.inf, f"--bound={bound} must not be negative"),
+        (
+            bound is None or basis == "score",
+            f"--bound={bound} is in logits, which --basis={basis} does not measure; "
+            "--basis=score does",
+        ),
+    )
+    (said,) = (f"--{name}={value:g}" for name, value in given.items())
+    return f"{said} --basis={basis}" + " --pooled" * pooled
+
+
+def _check(norm_columns, multiple, finetune_epochs):
+    _require(
+        (norm_columns >= 0, f"--norm_columns={norm_columns} must not be negative"),
         (multiple > 0, f"--multiple={multiple} must be positive"),
         (
             finetune_epochs >= 0,
             f"--finetune_epochs={finetune_epochs} must not be negative",
         ),
-    ):
+    )
+
+
+def _require(*rules):
+    for holds, message in rules:
         if not holds:
             raise UserError(message)
+
+
+def _check_folders(folders):
     for folder in folders:
         if folder.exists():
             raise UserError(f"{folder} exists; give another --out or remove it")
         Checkpoints(runs.checkpoints_path(folder))  # refuses what it cannot use
+
+
+def _evaluate(config, models, data, mesh):
+    """What an evaluation measures of each model."""
+    key = create_keys(config.seed, parallel.replicated(mesh)).noise
+    noise_scale = config.indicators.noise_scale
+
+    @functools.cache  # the original and the masked model are one program
+    def evaluation(graphdef):
+        return create_evaluate(data, graphdef, mesh, key=key, noise_scale=noise_scale)
+
+    values = {}
+    for name, model in models.items():
+        graphdef, params = nnx.split(model, nnx.Param)
+        params = parallel.replicate(nnx.to_pure_dict(params), mesh)
+        values[name] = evaluation(graphdef)(params)
+    return values
 
 
 def _measure(config, pruned, models, mesh, repeats):
@@ -165,51 +230,6 @@ def _measure(config, pruned, models, mesh, repeats):
             {n: repeat(*create_timed_step(c, mesh)) for n, c in of.items()}, repeats
         ),
     }
-
-
-def _page(workdir, rho, keep, models, values, logits, seconds):
-    kept, all_ = sum(k.sum() for k in keep), sum(k.size for k in keep)
-    lines = [
-        f"# {workdir.name}, pruned to {rho:g} of its spectral energy",
-        "",
-        f"{1 - kept / all_:.1%} of the directions of attention scores are gone. JAX "
-        f"{jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_kind}. "
-        "Times over the original's: median and quartiles of pairs in turn.",
-        "",
-        "| | original | masked | shrunk |",
-        "|---|---|---|---|",
-    ]
-    rows = {
-        "accuracy (%)": [f"{100 * v['eval_accuracy']:.2f}" for v in values.values()],
-        "cross-entropy (nats)": [f"{v['eval_loss']:.4f}" for v in values.values()],
-        "parameters": [f"{count_parameters(model):,}" for model in models.values()],
-        "MACs an image": [f"{count_macs(m.config):,}" for m in models.values()],
-    }
-    for what, measured in seconds.items():
-        ratio = spread(measured["shrunk"] / measured["original"])
-        rows[f"time of {what}"] = ["1", "", str(ratio)]
-    lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
-    apart = np.abs(logits["masked"] - logits["shrunk"])
-    heads = [f"head {h + 1}" for h in range(len(keep[0]))]
-    same = np.mean(logits["masked"].argmax(-1) == logits["shrunk"].argmax(-1))
-    lines += [
-        "",
-        "Masked and shrunk are not the same model: their logits are "
-        f"{apart.mean():.3g} apart in the mean and {apart.max():.3g} at most, and they "
-        f"agree on the class of {same:.2%} of the images.",
-        "",
-        "Directions kept, head by head; a layer is as wide as its widest head, others "
-        "are filled up with zeros, which MACs and times include:",
-        "",
-        f"| layer | width | {' | '.join(heads)} |",
-        "|---" * (2 + len(heads)) + "|",
-    ]
-    for layer, (one, width) in enumerate(
-        zip(keep, models["shrunk"].config.qk_dim, strict=True), start=1
-    ):
-        counts = " | ".join(str(count) for count in one.sum(-1))
-        lines.append(f"| {layer} | {width} of {one.shape[-1]} | {counts} |")
-    return "\n".join(lines) + "\n"
 
 
 def _write_run(run, config, model, values, out, mesh):
@@ -240,28 +260,37 @@ def main(argv=None):
         allow_abbrev=False,
     )
     parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--rho", type=float, default=0.9, help="share kept of energy")
-    parser.add_argument("--out", help="folder of the new run")
-    parser.add_argument("--multiple", type=int, default=1, help="round widths up to")
     parser.add_argument(
-        "--low_rank", action="store_true", help="prune softmax attention, by its SVD"
+        "--basis", default="score", help=f"what directions are: {', '.join(BASES)}"
     )
+    parser.add_argument("--rho", type=float, help="share kept of the energy, or")
+    parser.add_argument("--rank", type=int, help="directions kept of a head, or")
+    parser.add_argument("--bound", type=float, help="logits that scores may move by")
+    parser.add_argument(
+        "--pooled", action="store_true", help="one budget for all heads together"
+    )
+    parser.add_argument(
+        "--norm_columns", type=int, default=3, help="that stand in the lengths"
+    )
+    parser.add_argument("--multiple", type=int, default=1, help="round widths up to")
+    parser.add_argument("--out", help="folder of the new run")
     parser.add_argument("--finetune_epochs", type=int, default=0)
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     quiet_orbax()
+    options = vars(args)  # of `prune_run` too
+    workdir, out = options.pop("workdir"), options.pop("out")
+    if (args.rho, args.rank, args.bound) == (None, None, None):
+        args.rho = DEFAULT_RHO
+    name = next(
+        name for name in ("rho", "rank", "bound") if vars(args)[name] is not None
+    )
     try:
-        workdir = local_path(args.workdir)
+        workdir = local_path(workdir)
         named = workdir if workdir.name.strip(".") else workdir.resolve()
-        out = args.out or named.parent / f"{named.name}-pruned-{args.rho:g}"
-        text = prune_run(
-            workdir,
-            out,
-            rho=args.rho,
-            multiple=args.multiple,
-            low_rank=args.low_rank,
-            finetune_epochs=args.finetune_epochs,
-        )
+        rule = f"{name}-{vars(args)[name]:g}".removeprefix("rho-")
+        out = out or named.parent / f"{named.name}-pruned-{rule}"
+        text = prune_run(workdir, out, **options)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     print(f"\n{text}\nThe shrunk model is the run {out}. Train it further with")
