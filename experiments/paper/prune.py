@@ -1,4 +1,4 @@
-"""What spectral energy retention removes, against what else could be removed.
+"""What directions of the score matter: pruning by several rules, and one by one.
 
     python -m experiments.paper.prune --config=configs/digits.py --seeds=3
 
@@ -14,308 +14,259 @@ import shutil
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
-from experiments.benchmarks.table import describe_machine
-from experiments.paper import prune_figures
+from experiments.paper import prune_page
 from experiments.paper.comparison import (
     ATTENTIONS,
     configure,
     create_parser,
-    mean_and_interval,
-    mean_and_spread,
     read_configs,
     run_command,
     train,
     writing,
 )
-from experiments.paper.figures import save
 from svda_jax import UserError
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.memory import keep_memory
 from svda_jax.models.vit import count_macs, count_parameters
-from svda_jax.prune.model import choose, factorise, mask, shrink
-from svda_jax.prune.run import finetune, prune_run
+from svda_jax.prune.measure import measure_moments, measure_movement
+from svda_jax.prune.model import BASES, choose, mask, shrink, split
+from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 
-RHOS = (0.99, 0.95, 0.90, 0.80, 0.70, 0.50)
-TUNED = (0.90, 0.70, 0.50)
-NUM_DRAWS = 5
-# Images that each direction is switched off for.
-NUM_ABLATED = 2000
-CRITERIA = {
-    "energy": "least energy of its head (SVDA)",
-    "layer": "smallest |sigma| of the layer",
-    "random": "at random",
-    "largest": "most energy of its head",
-    "shrunk": "least energy, norms without it",
-    "softmax": "softmax attention, by SVD",
+# Directions that a head keeps, those below what it has.
+RANKS = (1, 2, 3, 4, 6, 8, 10, 12, 14)
+# Rules of `svda_jax prune`: the follow-up's (arXiv 2609.24370), and ours.
+RULES = {
+    "--basis=sigma --rho=0.9": ("sigma", {"rho": 0.9}),
+    "--basis=score --rho=0.99": ("score", {"rho": 0.99}),
+    "--basis=score --rho=0.95": ("score", {"rho": 0.95}),
+    "--basis=score --bound=0.3": ("score", {"bound": 0.3}),
 }
+NUM_DRAWS = 5
+# Images that each direction, and each head, is pruned for alone.
+NUM_ALONE = 2000
+# What a head may move the class logits by, over their root mean square, at its limit.
+LIMIT = 0.05
+# What `svda_jax prune` is run for, seed 0: what is kept of 16 directions.
+PRUNED_RANK = 6
 
 
 def main(argv):
     """Runs the command line."""
     parser = create_parser("paper.prune", __doc__)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--finetune_epochs", type=int, default=10)
-    run_command(parser, argv, compare_criteria)
+    run_command(parser, argv, compare_rules)
 
 
-def compare_criteria(args, rest, command):
+def compare_rules(args, rest, command):
     """All that the command line asks for."""
-    epochs = args.finetune_epochs
-    if epochs < 1:
-        raise UserError(f"--finetune_epochs={epochs} must be positive")
     (name,) = read_configs([args.config], rest)
     out = pathlib.Path(args.out, "prune", name)
     runs.check_workdir(configure(args.config, rest, ATTENTIONS["svda"], 0), out)
     comparison = train(
-        args.config,
-        rest,
-        ATTENTIONS,
-        num_seeds=args.seeds,
-        folder=args.runs,
+        args.config, rest, ATTENTIONS, num_seeds=args.seeds, folder=args.runs
     )
     if comparison.failures:
         raise UserError(f"{next(iter(comparison.failures))} failed")
-    studies = []
-    for softmax, svda in zip(
-        *(comparison.workdirs[a] for a in ATTENTIONS), strict=True
-    ):
-        print(f"pruning {svda} and {softmax}", flush=True)
-        studies.append(study(svda, softmax, epochs))
-    write_results(comparison, studies, out, command, epochs)
+    studies = {attention: [] for attention in ATTENTIONS}
+    for attention, workdirs in comparison.workdirs.items():
+        for workdir in workdirs:
+            print(f"pruning {workdir}", flush=True)
+            studies[attention].append(study(workdir))
+    write_results(comparison, studies, out, command)
     print(f"\nresults are in {out}")
 
 
 class Split:
     """The evaluation split, and what a model makes of it."""
 
-    def __init__(self, config):
-        data = datasets.load(
-            config.dataset, "eval", batch_size=250, mesh=parallel.create_mesh()
-        )
-        self.images, self.labels = data.get(range(data.num_images))
+    def __init__(self, data):
+        images, self.labels = data.get(range(data.num_images))
+        self._parts = np.split(images, range(500, len(images), 500))
 
-    def evaluate(self, model, num_images=None):
-        """Accuracy and cross-entropy (nats) on the first images, by default on all."""
+    def predict(self, model, num_images=None):
+        """Logits `[n, C]` of the first images, by default of all."""
         graphdef, params = nnx.split(model, nnx.Param)
-        params = nnx.to_pure_dict(params)
-        images, labels = self.images[:num_images], self.labels[:num_images]
-        totals = np.zeros(2)
-        for start in range(0, len(labels), 500):
-            some = slice(start, start + 500)
-            totals += jax.device_get(
-                _sums(params, images[some], labels[some], graphdef=graphdef)
-            )
-        return totals / len(labels)
+        parts = self._parts[: num_images and -(-num_images // 500)]
+        logits = [_predict(params, part, graphdef=graphdef) for part in parts]
+        return np.concatenate(logits)[:num_images]
+
+    def accuracy(self, model):
+        """The share of all images that the model is right about."""
+        return np.mean(self.predict(model).argmax(-1) == self.labels)
+
+    def loss(self, logits):
+        """Cross-entropy (nats) of logits of the first images."""
+        labels = self.labels[: len(logits)]
+        return float(
+            optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        )
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
-def _sums(params, images, labels, *, graphdef):
-    """How many are right, and the sum of the cross-entropies."""
-    logits, _ = nnx.merge(graphdef, params)(images)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.stack([jnp.sum(jnp.argmax(logits, -1) == labels), jnp.sum(losses)])
+def _predict(params, images, *, graphdef):
+    return nnx.merge(graphdef, params)(images)[0]
 
 
-def study(svda_dir, softmax_dir, finetune_epochs):
-    """All measurements on the two runs of a seed.
+def study(workdir):
+    """All measurements on a run.
 
     Returns:
       A dict of
-        "original" accuracy of SVDA and of softmax attention,
-        "removed" `[rho]`, share of directions that energy retention removes, and
-          "removed_softmax" likewise,
-        "accuracy" `[rho]` by criterion of `CRITERIA`,
-        "parameters" and "macs" `[rho]`, of the shrunk model over the original's,
-        "energy" and "added_loss" `[L, H, K]`, of each direction alone,
-        "tuned" accuracies of the shrunk model after training, by `TUNED`.
+        "original" accuracy,
+        "spectrum" `[L, H, K]`, the score's by the training images,
+        "ranks" `[R]`, those of `RANKS` below K,
+        "accuracy" `[R]` masked, by what goes: the least of each basis of `BASES`; the
+          least over all heads together ("pooled"); at random, in the basis "score";
+          and of SVDA shrunk with its lengths and without what goes ("shrunk", "short"),
+        "parameters" and "macs" `[R]`, of the model "shrunk" over the original's,
+        "moved" and "foreseen" `[R, L, H]`, see `measure_movement`, in basis "score",
+        "alone" by basis: "size" `[L, H, K]`, and the root mean square change of the
+          class logits and the added loss (nats) without each direction,
+        "limit" `[L, H]`, the fewest directions each head can keep, see `LIMIT`,
+        "rules": by rule of `RULES` "removed", "masked", "shrunk", "short",
+          "parameters" and "macs".
     """
-    svda, softmax = runs.load(svda_dir), runs.load(softmax_dir)
-    split = Split(svda.config)
-    rng = np.random.default_rng(svda.config.seed)
-    spectra = [np.asarray(block.attention.spectrum) for block in svda.model.blocks]
-    singular = factorise(softmax.model)
-    found = {name: [] for name in ("removed", "removed_softmax", "parameters", "macs")}
-    accuracy = {criterion: [] for criterion in CRITERIA}
-    for rho in RHOS:
-        keep = [choose(spectrum, rho) for spectrum in spectra]
-        shrunk = shrink(svda.model, keep)
-        found["removed"].append(1 - np.mean(np.concatenate(keep)))
-        found["parameters"].append(
-            count_parameters(shrunk) / count_parameters(svda.model)
-        )
-        macs = [count_macs(m.config) for m in (shrunk, svda.model)]
-        found["macs"].append(macs[0] / macs[1])
-        masked = {
-            "energy": mask(svda.model, keep),
-            "layer": mask(svda.model, [*map(_across_layer, spectra, keep)]),
-            "largest": mask(svda.model, [*map(_largest_first, spectra, keep)]),
-            "shrunk": shrunk,
-        }
-        for criterion, model in masked.items():
-            accuracy[criterion].append(split.evaluate(model)[0])
+    run = runs.load(workdir)
+    model, mesh = run.model, parallel.create_mesh(jax.devices()[:1])
+    training, data = (
+        datasets.load(run.config.dataset, kind, batch_size=250, mesh=mesh)
+        for kind in ("train", "eval")
+    )
+    images, rng = Split(data), np.random.default_rng(run.config.seed)
+    moments, lengths = measure_moments(model, training)
+    is_svda = run.config.model.attention == "svda"
+    directions = {
+        basis: [
+            split(block.attention, basis, one)
+            for block, one in zip(model.blocks, moments, strict=True)
+        ]
+        for basis in (BASES if is_svda else BASES[:2])
+    }
+    score = directions["score"]
+    spectrum = np.stack([one.size for one in score])
+    ranks = [rank for rank in RANKS if rank < spectrum.shape[-1]]
+    names = [*directions, "pooled", "random", *(["shrunk", "short"] if is_svda else [])]
+    found = {
+        "original": images.accuracy(model),
+        "spectrum": spectrum,
+        "ranks": ranks,
+        "accuracy": {name: [] for name in names},
+        **{name: [] for name in ("parameters", "macs", "moved", "foreseen")},
+    }
+    for rank in ranks:
+        masked, narrow = {}, {}
+        for basis, one in directions.items():
+            keep = choose([layer.size for layer in one], rank=rank)
+            masked[basis] = mask(model, one, keep)
+        pooled = choose(spectrum, rank=rank, pooled=True)
+        masked["pooled"] = mask(model, score, pooled)
+        keep = choose(spectrum, rank=rank)
+        narrow["shrunk"] = shrink(model, score, keep, lengths)
+        if is_svda:
+            narrow["short"] = shrink(model, score, keep, lengths, norm_columns=None)
+            masked |= narrow
+        for name, one in masked.items():
+            found["accuracy"][name].append(images.accuracy(one))
         draws = [
-            split.evaluate(mask(svda.model, [_at_random(k, rng) for k in keep]))[0]
+            images.accuracy(
+                mask(model, score, [rng.permuted(k, axis=-1) for k in keep])
+            )
             for _ in range(NUM_DRAWS)
         ]
-        accuracy["random"].append(np.mean(draws))
-        keep = [choose(block.attention.spectrum, rho) for block in singular.blocks]
-        found["removed_softmax"].append(1 - np.mean(np.concatenate(keep)))
-        accuracy["softmax"].append(split.evaluate(mask(singular, keep))[0])
-    energy = np.square(np.stack(spectra))
+        found["accuracy"]["random"].append(np.mean(draws))
+        for name, ratio in _sizes(narrow["shrunk"], model).items():
+            found[name].append(ratio)
+        gone = [one.add_up(~kept) for one, kept in zip(score, keep, strict=True)]
+        found["moved"].append(measure_movement(model, gone, data))
+        found["foreseen"].append(np.sqrt(np.sum((spectrum * ~np.stack(keep)) ** 2, -1)))
+    found["alone"] = {
+        basis: _switch_off(model, one, images) for basis, one in directions.items()
+    }
+    found["limit"] = _find_limits(model, score, images)
+    found["rules"] = {
+        rule: _apply(model, directions[basis], lengths, images, **options)
+        for rule, (basis, options) in RULES.items()
+        if basis in directions
+    }
+    return found
+
+
+def _sizes(shrunk, model):
+    counts = [[count_parameters(m), count_macs(m.config)] for m in (shrunk, model)]
+    return dict(zip(("parameters", "macs"), np.divide(*counts), strict=True))
+
+
+def _apply(model, directions, lengths, images, **options):
+    """What a rule removes and what that does."""
+    keep = choose([one.size for one in directions], **options)
+    shrunk = shrink(model, directions, keep, lengths)
+    short = shrink(model, directions, keep, lengths, norm_columns=None)
     return {
-        **{name: np.array(values) for name, values in found.items()},
-        "accuracy": {name: np.array(values) for name, values in accuracy.items()},
-        "original": split.evaluate(svda.model)[0],
-        "original_softmax": split.evaluate(softmax.model)[0],
-        "energy": energy / energy.sum(-1, keepdims=True),
-        "added_loss": _switch_off(svda.model, split, energy.shape),
-        "tuned": [_finetune(svda_dir, rho, finetune_epochs) for rho in TUNED],
+        "removed": 1 - np.mean(np.concatenate(keep)),
+        "masked": images.accuracy(mask(model, directions, keep)),
+        "shrunk": images.accuracy(shrunk),
+        "short": images.accuracy(short),
+        **_sizes(shrunk, model),
     }
 
 
-def _across_layer(spectrum, keep):
-    """As many of the layer as keep has, the largest |sigma| whatever the head."""
-    order = np.argsort(-np.abs(spectrum).ravel(), kind="stable")[: keep.sum()]
-    return np.isin(np.arange(keep.size), order).reshape(keep.shape)
-
-
-def _largest_first(spectrum, keep):
-    """As many of each head as keep has, those of least energy."""
-    ranks = np.argsort(np.argsort(np.abs(spectrum), axis=-1, kind="stable"), axis=-1)
-    return ranks < keep.sum(-1, keepdims=True)
-
-
-def _at_random(keep, rng):
-    """As many of each head as keep has."""
-    return rng.permuted(keep, axis=-1)
-
-
-def _switch_off(model, split, shape):
-    """Loss that each direction adds when it alone is switched off: `[L, H, K]` nats."""
-    whole = split.evaluate(model, NUM_ABLATED)[1]
-    added = np.empty(shape)
-    for place in np.ndindex(shape):
-        keep = np.ones(shape, bool)
+def _switch_off(model, directions, images):
+    """Size of each direction, and what the class logits and the loss do without it."""
+    size = np.stack([one.size for one in directions])
+    whole = images.predict(model, NUM_ALONE)
+    moved, added = np.empty(size.shape), np.empty(size.shape)
+    for place in np.ndindex(size.shape):
+        keep = np.ones(size.shape, bool)
         keep[place] = False
-        added[place] = split.evaluate(mask(model, keep), NUM_ABLATED)[1] - whole
-    return added
+        logits = images.predict(mask(model, directions, keep), NUM_ALONE)
+        moved[place] = np.sqrt(np.mean(np.square(logits - whole)))
+        added[place] = images.loss(logits) - images.loss(whole)
+    return {"size": size, "moved": moved, "added": added}
 
 
-def _finetune(workdir, rho, epochs):
-    """Accuracy of the shrunk model after so many epochs at a tenth of the rate."""
-    pruned = workdir.with_name(f"{workdir.name}-pruned-{rho:g}")
-    tuned = workdir.with_name(f"{pruned.name}-{epochs}-epochs")
-    if not pruned.exists():
-        prune_run(workdir, pruned, rho=rho)
-    if not runs.is_finished(tuned):
-        finetune(pruned, tuned, epochs=epochs)
-    return float(runs.read_history(tuned)["eval_accuracy"][-1])
+def _find_limits(model, directions, images):
+    """The fewest directions that each head can keep when it alone is pruned."""
+    size = np.stack([one.size for one in directions])
+    whole = images.predict(model, NUM_ALONE)
+    allowed = LIMIT * np.sqrt(np.mean(np.square(whole)))
+    limits = np.full(size.shape[:2], size.shape[-1])
+    for head in np.ndindex(limits.shape):
+        for rank in range(1, size.shape[-1]):
+            keep = np.ones(size.shape, bool)
+            keep[head][rank:] = False
+            logits = images.predict(mask(model, directions, keep), NUM_ALONE)
+            if np.sqrt(np.mean(np.square(logits - whole))) <= allowed:
+                limits[head] = rank
+                break
+    return limits
 
 
-def write_results(comparison, studies, out, command, epochs):
+def write_results(comparison, studies, out, command):
     """Writes tables, figures, numbers, and what `svda_jax prune` said of seed 0.
 
     Raises:
       UserError: out cannot be written.
     """
+    pages = {}
+    for attention in ATTENTIONS:
+        first = comparison.workdirs[attention][0]
+        pruned = first.with_name(f"{first.name}-pruned-rank-{PRUNED_RANK}")
+        if not pruned.exists():
+            prune_run(first, pruned, rank=PRUNED_RANK)
+        pages[attention] = pruned / "prune.md"
     with writing(out):
-        first = comparison.workdirs["svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
-        for rho in TUNED:
-            pruned = first.with_name(f"{first.name}-pruned-{rho:g}")
-            shutil.copyfile(pruned / "prune.md", out / f"pruned_{rho:g}_seed_0.md")
-        numbers = [jax.tree.map(lambda x: np.asarray(x).tolist(), s) for s in studies]
+        for attention, page in pages.items():
+            shutil.copyfile(page, out / f"pruned_{attention}_seed_0.md")
+        numbers = jax.tree.map(lambda x: np.round(np.float64(x), 6).tolist(), studies)
         (out / "numbers.json").write_text(json.dumps(numbers) + "\n")
-        for name, figure in {
-            "figure_removed": prune_figures.removed(studies, CRITERIA),
-            "figure_directions": prune_figures.directions(studies),
-            "figure_finetuned": prune_figures.finetuned(studies, RHOS, TUNED, epochs),
-        }.items():
-            save(figure, out / name)
-        page = "\n".join(_page(comparison.name, studies, command, epochs))
-        (out / "README.md").write_text(page + "\n")
-
-
-def _page(name, studies, command, epochs):
-    original = 100 * np.array([s["original"] for s in studies])
-    softmax = 100 * np.array([s["original_softmax"] for s in studies])
-    lines = [
-        f"# Pruning {name}",
-        "",
-        describe_machine(),
-        "",
-        f"    {command}",
-        "",
-        f"Seeds 0 to {len(studies) - 1}, whole evaluation split. SVDA before: "
-        f"{mean_and_spread(original, 2)} %, softmax attention: "
-        f"{mean_and_spread(softmax, 2)} %. Differences in accuracy (percentage "
-        "points) are to the same seed before, mean with 95 % confidence interval "
-        "(Student's t). Every criterion removes as many directions as energy "
-        f"retention does, random ones in {NUM_DRAWS} draws; softmax attention loses "
-        "the singular directions of W_q W_k^T that hold the rest of its own energy. "
-        "All but the shrunk model are masked. `numbers.json` has every number, "
-        "`pruned_*.md` what `python -m svda_jax prune` says of seed 0.",
-        "",
-        "![accuracy over directions removed](figure_removed.png)",
-        "",
-        "| rho | removed (%) | energy, masked | smallest of layer | random | largest | "
-        "energy, shrunk | parameters (%) | MACs (%) | softmax: removed (%) | softmax |",
-        "|---" * 11 + "|",
-    ]
-    for i, rho in enumerate(RHOS):
-
-        def share(key, i=i):
-            return mean_and_spread(100 * np.array([s[key][i] for s in studies]), 1)
-
-        def change(criterion, before, i=i):
-            after = [100 * s["accuracy"][criterion][i] for s in studies]
-            return mean_and_interval(np.array(after) - before, 2)
-
-        cells = [
-            f"{rho:.2f}",
-            share("removed"),
-            *(change(c, original) for c in ("energy", "layer", "random", "largest")),
-            change("shrunk", original),
-            share("parameters"),
-            share("macs"),
-            share("removed_softmax"),
-            change("softmax", softmax),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    correlation = np.array([prune_figures.rank_correlations(s) for s in studies])
-    num_layers = correlation.shape[1]
-    lines += [
-        "",
-        "Each direction switched off alone, the loss that adds against its share of "
-        "its head's energy, and their rank correlation (Spearman):",
-        "",
-        "![loss added against energy](figure_directions.png)",
-        "",
-        f"| {' | '.join(f'layer {i + 1}' for i in range(num_layers))} |",
-        "|---" * num_layers + "|",
-        f"| {' | '.join(mean_and_spread(c, 2) for c in correlation.T)} |",
-        "",
-        f"The shrunk model trained for {epochs} more epochs at a tenth of the learning "
-        "rate, difference to the original:",
-        "",
-        "![fine-tuning](figure_finetuned.png)",
-        "",
-        "| rho | shrunk | then trained |",
-        "|---|---|---|",
-    ]
-    for i, rho in enumerate(TUNED):
-        shrunk = [100 * s["accuracy"]["shrunk"][RHOS.index(rho)] for s in studies]
-        tuned = [100 * s["tuned"][i] for s in studies]
-        cells = (mean_and_interval(np.array(x) - original, 2) for x in (shrunk, tuned))
-        lines.append(f"| {rho:.2f} | {' | '.join(cells)} |")
-    return lines
+        prune_page.write(comparison, studies, out, command)
 
 
 if __name__ == "__main__":

@@ -4,110 +4,141 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
+from experiments.paper.figures import NAMES
 from svda_jax.look.figures import KINDS
 
-_STYLES = ("o-", "s--", "^:", "v-.", "D--", "P:")
+# What is drawn of whom: attention, key of "accuracy", what it is called.
+MASKED = (
+    ("svda", "score", "SVDA, least of the score"),
+    ("svda", "weights", "SVDA, of the score by weights"),
+    ("svda", "sigma", "SVDA, smallest |sigma|"),
+    ("svda", "random", "SVDA, at random"),
+    ("softmax", "score", "softmax, least of the score"),
+    ("softmax", "weights", "softmax, singular values of W_q W_k^T"),
+)
+SHRUNK = (
+    ("svda", "score", "masked"),
+    ("svda", "shrunk", "shrunk, lengths kept"),
+    ("svda", "short", "shrunk, lengths without what went"),
+)
+_STYLES = ("o-", "s--", "^:", "v-.", "D-", "P--")
 
 
-def removed(studies, criteria):
-    """Change of accuracy over the share of directions removed, a line a criterion."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    ax = figure.subplots()
-    for (criterion, label), color, style in zip(
-        criteria.items(), KINDS, _STYLES, strict=True
+def removed(studies):
+    """Change of accuracy over the share of directions removed, masked and shrunk."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for ax, lines in zip(figure.subplots(1, 2), (MASKED, SHRUNK), strict=True):
+        for line, color, style in zip(lines, KINDS, _STYLES, strict=False):
+            _plot(ax, studies, line, color, style)
+        ax.axhline(0, color="0.6", lw=0.8)
+        _style(ax, "", "directions removed (%)", "change of accuracy (points)")
+        ax.set_yscale("symlog", linthresh=1)
+        ticks = [1, 0, -1, -2, -5, -10, -20, -50]
+        ax.set_yticks(ticks, [str(tick) for tick in ticks])
+        ax.minorticks_off()
+        ax.legend(frameon=False, fontsize=7, loc="lower left")
+    return figure
+
+
+def _plot(ax, studies, line, color, style):
+    attention, name, label = line
+    runs = studies[attention]
+    num_directions = np.shape(runs[0]["spectrum"])[-1]
+    x = 100 * (1 - np.array(runs[0]["ranks"]) / num_directions)
+    change = 100 * np.array(
+        [np.array(s["accuracy"][name]) - s["original"] for s in runs]
+    )
+    ax.plot(x, change.mean(0), style, color=color, label=label, markersize=4)
+    ax.fill_between(x, change.min(0), change.max(0), color=color, alpha=0.15, lw=0)
+
+
+def point(studies):
+    """The spectra of both attentions by one ruler, and what their directions carry."""
+    figure = Figure(figsize=(9, 3.3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for attention, color, style in zip(
+        NAMES, (KINDS[1], KINDS[0]), ("s--", "o-"), strict=True
     ):
-        suffix = "_softmax" if criterion == "softmax" else ""
-        x = 100 * np.mean([study[f"removed{suffix}"] for study in studies], axis=0)
-        change = 100 * np.array(
-            [s["accuracy"][criterion] - s[f"original{suffix}"] for s in studies]
+        spectrum = np.array([study["spectrum"] for study in studies[attention]])
+        share = spectrum**2 / np.sum(spectrum**2, -1, keepdims=True)
+        share = 100 * np.cumsum(share, -1).mean((1, 2))  # [seeds, K]
+        x = np.arange(1, 1 + share.shape[-1])
+        left.plot(
+            x, share.mean(0), style, color=color, label=NAMES[attention], markersize=4
         )
-        ax.plot(x, change.mean(0), style, color=color, label=label, markersize=4)
-        ax.fill_between(x, change.min(0), change.max(0), color=color, alpha=0.15, lw=0)
-    ax.axhline(0, color="0.6", lw=0.8)
-    ax.set_xlabel("directions removed (%)", fontsize=8)
-    ax.set_ylabel("change of accuracy (percentage points)", fontsize=8)
-    ax.set_yscale("symlog", linthresh=2)
-    ticks = [0, -1, -2, -5, -10, -20, -50]
-    ax.set_yticks(ticks, [str(tick) for tick in ticks])
-    ax.minorticks_off()
-    ax.set_ylim(top=1)
-    _style(ax)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+        left.fill_between(x, share.min(0), share.max(0), color=color, alpha=0.2, lw=0)
+    _style(
+        left,
+        "What an attention head looks for lies in few directions",
+        "directions of a head, strongest first",
+        "energy of its score in them (%)",
+    )
+    left.legend(frameon=False, fontsize=8)
+    for line, color, style in (
+        (("svda", "score", "SVDA: the score's own order"), KINDS[0], "o-"),
+        (("svda", "sigma", "SVDA: sigma's order"), KINDS[2], "^:"),
+        (("svda", "random", "SVDA: at random"), "0.5", "v-."),
+        (("softmax", "score", "softmax: the score's own order"), KINDS[1], "s--"),
+    ):
+        _plot(right, studies, line, color, style)
+    right.axhline(0, color="0.6", lw=0.8)
+    right.set_ylim(-20, 2)
+    _style(
+        right,
+        "so most can go, without any training",
+        "directions removed (%)",
+        "change of accuracy (points)",
+    )
+    right.legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
 
 def directions(studies):
-    """Loss that each direction adds when it is off against its energy, by layer."""
-    num_layers = len(studies[0]["energy"])
-    columns = min(num_layers, 4)
-    rows = -(-num_layers // columns)
-    figure = Figure(figsize=(9, 0.4 + 2.4 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    mean = np.mean([rank_correlations(study) for study in studies], axis=0)
-    for layer, ax in zip(range(num_layers), axes.flat, strict=False):
-        for seed, study in enumerate(studies):
-            ax.plot(
-                100 * study["energy"][layer].ravel(),
-                study["added_loss"][layer].ravel(),
-                ".",
-                color=KINDS[seed % len(KINDS)],
-                markersize=4,
-                alpha=0.6,
-                label=f"seed {seed}",
-            )
-        title = f"layer {layer + 1}, rank correlation {mean[layer]:.2f}"
-        ax.set_title(title, fontsize=8)
-        ax.set_xlabel("% of the head's energy", fontsize=8)
-        ax.set_ylabel("loss added (nats)", fontsize=8)
-        _style(ax)
-    for ax in axes.flat[num_layers:]:
-        ax.remove()
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    """What the class logits do without a direction, over its size, layer by layer."""
+    runs = studies["svda"]
+    bases = ("sigma", "score")
+    num_layers = len(runs[0]["spectrum"])
+    shown = np.unique(np.linspace(0, num_layers - 1, 4).round().astype(int))
+    figure = Figure(figsize=(2.3 * len(shown), 4.6), layout="constrained")
+    axes = figure.subplots(len(bases), len(shown), squeeze=False)
+    for row, basis in zip(axes, bases, strict=True):
+        rank = np.mean([correlations(study, basis, "moved") for study in runs], 0)
+        for layer, ax in zip(shown, row, strict=True):
+            for seed, study in enumerate(runs):
+                alone = study["alone"][basis]
+                ax.loglog(
+                    np.ravel(alone["size"][layer]),
+                    np.ravel(alone["moved"][layer]),
+                    ".",
+                    color=KINDS[seed % len(KINDS)],
+                    markersize=3,
+                    alpha=0.6,
+                )
+            name = {"sigma": "|sigma| / √K", "score": "size in the score (logits)"}[
+                basis
+            ]
+            title = f"layer {layer + 1}: rank correlation {rank[layer]:.2f}"
+            _style(ax, title, name, "class logits move by" if layer == 0 else "")
+            ax.minorticks_off()
     return figure
 
 
-def finetuned(studies, rhos, tuned, epochs):
-    """Accuracy before, after shrinking and after training again, by rho."""
-    figure = Figure(figsize=(4.8, 3.2), layout="constrained")
-    ax = figure.subplots()
-    places = np.arange(len(tuned))
-    rows = [rhos.index(rho) for rho in tuned]
-    series = {
-        "original": [[s["original"]] * len(tuned) for s in studies],
-        "masked": [s["accuracy"]["energy"][rows] for s in studies],
-        "shrunk": [s["accuracy"]["shrunk"][rows] for s in studies],
-        f"shrunk, {epochs} epochs more": [s["tuned"] for s in studies],
-    }
-    for i, (label, values) in enumerate(series.items()):
-        values = 100 * np.array(values)
-        x = places + 0.12 * (i - 1.5)
-        mean = values.mean(0)
-        error = [mean - values.min(0), values.max(0) - mean]
-        ax.errorbar(
-            x,
-            mean,
-            yerr=np.maximum(error, 0),
-            fmt="osD^"[i],
-            color=KINDS[i],
-            markersize=5,
-            capsize=2,
-            label=label,
-        )
-    ax.set_xticks(places, [f"rho = {rho:.2f}" for rho in tuned])
-    ax.set_ylabel("accuracy (%)", fontsize=8)
-    _style(ax)
-    ax.legend(frameon=False, fontsize=8)
-    return figure
+def correlations(study, basis, of):
+    """Spearman's rank correlation of the directions' sizes with "moved" or "added".
 
-
-def rank_correlations(study):
-    """Spearman's, of energy with added loss: a number a layer."""
+    Returns:
+      `[L]`, over the directions of all heads of a layer.
+    """
+    alone = study["alone"][basis]
     return [
-        scipy.stats.spearmanr(energy.ravel(), added.ravel()).statistic
-        for energy, added in zip(study["energy"], study["added_loss"], strict=True)
+        scipy.stats.spearmanr(np.ravel(size), np.ravel(other)).statistic
+        for size, other in zip(alone["size"], alone[of], strict=True)
     ]
 
 
-def _style(ax):
+def _style(ax, title, x, y):
+    ax.set_title(title, fontsize=8.5)
+    ax.set_xlabel(x, fontsize=8)
+    ax.set_ylabel(y, fontsize=8)
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
