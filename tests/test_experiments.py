@@ -15,7 +15,6 @@ from experiments.paper import __main__ as reproduce
 from experiments.paper import comparison, prune, spectrum
 from experiments.paper import figures as paper_figures
 from svda_jax.devices.timing import spread
-from svda_jax.prune.model import choose
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 from svda_jax.run.runs import read_history
@@ -67,15 +66,16 @@ def keep():
 
 @pytest.fixture
 def copied(keep, two_devices, tmp_path_factory, monkeypatch):
-    """Trains each attention once; other runs are copies of it with another config."""
+    """Trains each attention once, for so many epochs; other runs are copies of it with
+    another config."""
     train = comparison.train_and_evaluate
 
     def copy(config, workdir):
-        attention = config.model.attention
-        if attention not in keep:
-            keep[attention] = tmp_path_factory.mktemp("trained") / attention
-            train(config, keep[attention])
-        shutil.copytree(keep[attention], workdir)
+        kind = config.model.attention, config.num_epochs
+        if kind not in keep:
+            keep[kind] = tmp_path_factory.mktemp("trained") / config.model.attention
+            train(config, keep[kind])
+        shutil.copytree(keep[kind], workdir)
         runs.config_path(workdir).unlink()
         runs.create_workdir(config, workdir)
 
@@ -233,17 +233,44 @@ def test_a_run_that_fails_is_said_and_the_others_stay(
     assert not (tmp_path / "out" / "digits" / "digits-svda-1.nc").exists()
 
 
-def test_study_of_start_and_learning_rate(tmp_path, arguments, copied):
-    argv = arguments("--seeds=1")
+def test_study_of_what_decides_the_spectra(tmp_path, arguments, copied):
+    options = {"dataset.train_split": "train", "batch_size": 256}
+    argv = arguments("--seeds=1", **options, num_epochs=1)
     spectrum.main(["spectrum", "--config=configs/digits.py", *argv])
-    page = (tmp_path / "out" / "README.md").read_text()
-    history = read_history(tmp_path / "runs" / "digits-study-ones-30-0")
-    row = next(s for s in page.splitlines() if s.startswith("| 1 | 30 |"))
-    accuracy, rank = (float(cell) for cell in row.split("|")[3:5])
-    assert accuracy == pytest.approx(100 * float(history.eval_accuracy[-1]), abs=0.01)
-    expected = float(history["indicators"].sel(indicator="effective_rank")[-1].mean())
-    assert rank == pytest.approx(expected, abs=0.01)
-    assert (tmp_path / "out" / "figure_start_and_rate.svg").exists()
+    out = tmp_path / "out" / "spectrum" / "digits"
+    page = (out / "README.md").read_text()
+    histories = {
+        name: read_history(tmp_path / "runs" / f"digits-study-{name}-0")
+        for name in ("base-svda", "quarter-softmax", "entropy-0.1-svda")
+    }
+    for row, history in zip(
+        ("as the config has it, SVDA", "a quarter of the images, softmax"),
+        histories.values(),
+        strict=False,
+    ):
+        last = history.isel(step=-1)
+        p = last.weight_spectrum / last.weight_spectrum.sum("direction")
+        by_weights = np.exp(-(p * np.log(p)).sum("direction")).mean()
+        found = [float(cell[0]) for cell in cells(page, row)[1:]]
+        expected = [
+            100 * last.eval_accuracy,
+            last.indicators.sel(indicator="effective_rank").mean(),
+            by_weights,
+            last.score_rank.mean(),
+            last.score_strength.mean(),
+        ]
+        np.testing.assert_allclose(found, [float(x) for x in expected], atol=0.006)
+    config = runs.load_config(tmp_path / "runs" / "digits-study-quarter-softmax-0")
+    assert (config.dataset.train_split, config.num_epochs) == ("train[:25%]", 4)
+    config = runs.load_config(tmp_path / "runs" / "digits-study-entropy-0.1-svda-0")
+    assert config.score_entropy_weight == 0.1
+    assert (out / "figure_rates.svg").exists()
+    assert (out / "figure_ranks.svg").exists()
+
+
+def test_shares_are_of_a_whole_split(arguments):
+    with pytest.raises(SystemExit, match=r"train\[:100\] must be a whole split"):
+        spectrum.main(["spectrum", "--config=configs/digits.py", *arguments()])
 
 
 @pytest.mark.parametrize(
@@ -282,49 +309,42 @@ def test_mean_spread_and_paired_difference():
     assert comparison.mean_and_spread(values[3:]) == "-"
 
 
-def test_study_of_pruning(tmp_path, arguments, two_devices, monkeypatch, capsys):
-    monkeypatch.setattr(prune, "RHOS", (0.9, 0.5))
-    monkeypatch.setattr(prune, "TUNED", (0.5,))
+def test_study_of_pruning(tmp_path, arguments, two_devices, monkeypatch):
+    monkeypatch.setattr(prune, "RANKS", (1, 5, 99))
     monkeypatch.setattr(prune, "NUM_DRAWS", 2)
+    monkeypatch.setattr(prune, "PRUNED_RANK", 5)
+    rule = "--basis=score --rho=0.95"
+    monkeypatch.setattr(prune, "RULES", {rule: prune.RULES[rule]})
     monkeypatch.setattr(prune, "prune_run", functools.partial(prune_run, repeats=1))
-    argv = arguments("--seeds=1", "--finetune_epochs=1", num_epochs=1)
+    argv = arguments("--seeds=1", num_epochs=1)
     prune.main(["prune", "--config=configs/digits.py", *argv])
     out = tmp_path / "out" / "prune" / "digits"
     page = (out / "README.md").read_text()
-    studies = json.loads((out / "numbers.json").read_text())
-    removed = 100 * np.mean([study["removed"][1] for study in studies])
-    row = next(s for s in page.splitlines() if s.startswith("| 0.50 |")).split("|")
-    assert float(row[2].split()[0]) == pytest.approx(removed, abs=0.1)
-    change = 100 * np.mean(
-        [s["accuracy"]["shrunk"][1] - s["original"] for s in studies]
+    numbers = json.loads((out / "numbers.json").read_text())
+    for attention, (study,) in numbers.items():
+        workdir = tmp_path / "runs" / f"digits-{attention}-0"
+        original = float(read_history(workdir)["eval_accuracy"][-1])
+        assert study["original"] == pytest.approx(original, abs=1e-6)
+        assert study["ranks"] == [1, 5]
+        assert np.shape(study["limit"]) == (2, 2)
+        assert np.all(np.diff(study["foreseen"], axis=0) < 0)
+        for alone in study["alone"].values():
+            assert np.shape(alone["moved"]) == (2, 2, 8)
+        # The command does the same to the same run.
+        pruned = runs.load(workdir.with_name(f"{workdir.name}-pruned-rank-5"))
+        accuracy = float(pruned.history["eval_accuracy"][-1])
+        found = study["accuracy"]["shrunk" if attention == "svda" else "score"][1]
+        assert found == pytest.approx(accuracy, abs=1e-6)
+        assert (out / f"pruned_{attention}_seed_0.md").exists()
+    (study,) = numbers["svda"]
+    change = 100 * (study["accuracy"]["score"][0] - study["original"])
+    (first, removed), *_ = (
+        (cells(line, "1")[1], cells(line, "1")[0])
+        for line in page.splitlines()
+        if line.startswith("| 1 |")
     )
-    assert float(row[7].split()[0]) == pytest.approx(change, abs=0.01)
-    for seed, study in enumerate(studies):
-        model = runs.load(tmp_path / "runs" / f"digits-svda-{seed}").model
-        keep = [choose(b.attention.spectrum, 0.5) for b in model.blocks]
-        assert study["removed"][1] == pytest.approx(1 - np.mean(keep))
-        tuned = tmp_path / "runs" / f"digits-svda-{seed}-pruned-0.5-1-epochs"
-        accuracy = float(read_history(tuned)["eval_accuracy"][-1])
-        assert study["tuned"] == [pytest.approx(accuracy)]
-        assert np.shape(study["added_loss"]) == (2, 2, 8)
-    for name in ("figure_removed", "figure_directions", "figure_finetuned"):
+    assert float(removed[0]) == 87.5
+    assert float(first[0]) == pytest.approx(change, abs=0.01)
+    for name in ("figure_removed", "figure_directions", "figure_spectra"):
         assert (out / f"{name}.svg").exists()
         assert f"({name}.png)" in page
-    assert (out / "pruned_0.5_seed_0.md").exists()
-
-
-def test_controls_remove_as_many_directions():
-    rng = np.random.default_rng(0)
-    spectrum = rng.normal(size=(3, 7))
-    keep = choose(spectrum, 0.6)
-    largest = prune._largest_first(spectrum, keep)
-    drawn = prune._at_random(keep, rng)
-    layer = prune._across_layer(spectrum, keep)
-    for one in (largest, drawn):
-        np.testing.assert_array_equal(one.sum(-1), keep.sum(-1))
-    assert layer.sum() == keep.sum()
-    size = np.abs(spectrum)
-    assert size[layer].min() > size[~layer].max()
-    for head in range(3):
-        assert size[head, largest[head]].max() < size[head, ~largest[head]].min()
-        assert size[head, keep[head]].min() > size[head, ~keep[head]].max()

@@ -29,6 +29,7 @@ from experiments.paper.comparison import (
     writing,
 )
 from experiments.paper.figures import NAMES, save
+from svda_jax import UserError
 from svda_jax.devices.memory import keep_memory
 from svda_jax.look.figures import KINDS
 from svda_jax.models.indicators import effective_rank
@@ -63,6 +64,11 @@ def compare_settings(args, rest, command):
     out = pathlib.Path(args.out, "spectrum", name)
     config = configure(args.config, rest, ATTENTIONS["svda"], 0)
     runs.check_workdir(config, out)
+    whole = config.dataset.train_split
+    if "[" in whole or "+" in whole:
+        raise UserError(
+            f"dataset.train_split={whole} must be a whole split: shares are compared"
+        )
     tables = settings(config)
     variants = {
         f"study-{variant}": options
@@ -135,7 +141,9 @@ def settings(config):
         "Widths, depths and shares of the training images": [
             *both("narrow", f"width {width // 2}", **wide(0.5)),
             *both("wide", f"width {width * 2}", **wide(2)),
-            *both("shallow", "half the depth", **{"model.depth": model.depth // 2}),
+            *both(
+                "shallow", "half the depth", **{"model.depth": max(model.depth // 2, 1)}
+            ),
             *both("deep", "twice the depth", **{"model.depth": model.depth * 2}),
             *both("quarter", "a quarter of the images", **of_data(25)),
             *both("half", "half of the images", **of_data(50)),
@@ -177,7 +185,8 @@ def draw_rates(comparison):
     variants = [v if v in comparison.workdirs else "study-base-svda" for v in variants]
     for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):
         values = np.array([comparison.values(v, QUANTITIES[name]) for v in variants])
-        mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1, ddof=1)
+        several = values.shape[1] > 1
+        mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1, ddof=several)
         ax.errorbar(
             RATES, mean, deviation, color=KINDS[0], marker="o", markersize=4, capsize=2
         )
