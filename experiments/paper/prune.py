@@ -51,7 +51,7 @@ NUM_DRAWS = 5
 # Images that each direction, and each head, is pruned for alone.
 NUM_ALONE = 2000
 # What a head may move the class logits by, over their root mean square, at its limit.
-LIMIT = 0.05
+LIMIT = 0.01
 # What `svda_jax prune` is run for, seed 0: what is kept of 16 directions.
 PRUNED_RANK = 6
 

@@ -69,7 +69,7 @@ def point(studies):
         left.fill_between(x, share.min(0), share.max(0), color=color, alpha=0.2, lw=0)
     _style(
         left,
-        "What an attention head looks for lies in few directions",
+        "The score of a head lies in few of its directions",
         "directions of a head, strongest first",
         "energy of its score in them (%)",
     )
@@ -85,7 +85,7 @@ def point(studies):
     right.set_ylim(-20, 2)
     _style(
         right,
-        "so most can go, without any training",
+        "Most can go, without any training",
         "directions removed (%)",
         "change of accuracy (points)",
     )
@@ -102,7 +102,9 @@ def directions(studies):
     figure = Figure(figsize=(2.3 * len(shown), 4.6), layout="constrained")
     axes = figure.subplots(len(bases), len(shown), squeeze=False)
     for row, basis in zip(axes, bases, strict=True):
-        rank = np.mean([correlations(study, basis, "moved") for study in runs], 0)
+        rank = np.mean(
+            [correlations(s, basis, lambda alone: alone["moved"]) for s in runs], 0
+        )
         for layer, ax in zip(shown, row, strict=True):
             for seed, study in enumerate(runs):
                 alone = study["alone"][basis]
@@ -123,8 +125,13 @@ def directions(studies):
     return figure
 
 
-def correlations(study, basis, of):
-    """Spearman's rank correlation of the directions' sizes with "moved" or "added".
+def correlations(study, basis, read):
+    """Spearman's rank correlation of the directions' sizes with what read takes.
+
+    Args:
+      study: of `prune.study`.
+      basis: a key of its "alone".
+      read: a function from that to `[L, H, K]`.
 
     Returns:
       `[L]`, over the directions of all heads of a layer.
@@ -132,7 +139,7 @@ def correlations(study, basis, of):
     alone = study["alone"][basis]
     return [
         scipy.stats.spearmanr(np.ravel(size), np.ravel(other)).statistic
-        for size, other in zip(alone["size"], alone[of], strict=True)
+        for size, other in zip(alone["size"], read(alone), strict=True)
     ]
 
 

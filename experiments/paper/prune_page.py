@@ -180,8 +180,9 @@ def _alone(studies):
         "## Each direction alone",
         "",
         "A direction is switched off, all others stay: rank correlation (Spearman, "
-        "over the directions of a layer's heads) of its size with the root mean "
-        "square change of the class logits, and with the loss that adds.",
+        "over the directions of a layer's heads) of its size with the root mean square "
+        "change of the class logits, with the loss that adds, and with how far the "
+        "loss goes whether up or down.",
         "",
         "![what the class logits do without a direction](figure_directions.png)",
         "",
@@ -190,9 +191,13 @@ def _alone(studies):
     ]
     for attention, runs in studies.items():
         for basis in runs[0]["alone"]:
-            for of, name in (("moved", "class logits"), ("added", "loss")):
+            for name, read in (
+                ("class logits", lambda alone: alone["moved"]),
+                ("loss added", lambda alone: alone["added"]),
+                ("its size, up or down", lambda alone: np.abs(alone["added"])),
+            ):
                 values = np.array(
-                    [prune_figures.correlations(study, basis, of) for study in runs]
+                    [prune_figures.correlations(study, basis, read) for study in runs]
                 )
                 cells = [mean_and_spread(column, 2) for column in values.T]
                 row = f"| {NAMES[attention]} | {basis} | {name} | {' | '.join(cells)} |"
@@ -214,7 +219,7 @@ def _limits(comparison, studies):
         "## What tells the limit of a head",
         "",
         "The limit is the fewest directions that a head can keep, all other heads "
-        "whole, before the class logits move by more than 5 % of their root mean "
+        "whole, before the class logits move by more than 1 % of their root mean "
         "square. Rank correlation (Spearman, over all heads of a run) of what an "
         "evaluation measured of a head after so much of the training with its limit "
         "at the end.",
