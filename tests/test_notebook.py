@@ -66,5 +66,5 @@ def test_notebook_runs_from_top_to_bottom(
     texts = "".join(out.get("text", "") for out in outputs)
     assert float(re.search(r"^accuracy ([\d.]+)%", texts, re.M)[1]) > accuracy
     kinds = [kind for out in outputs for kind in out.get("data", ())]
-    assert kinds.count("image/png") == 10
+    assert kinds.count("image/png") == 11
     assert (tmp_path / "runs" / "notebook-softmax" / "history.nc").exists()
