@@ -2,9 +2,10 @@
 
     python -m experiments.paper.spectrum --config=configs/digits.py --seeds=3
 
-Sigma's start, learning rate and weight decay; a penalty on the entropy of the score's
-spectrum; widths, depths, and shares of the training images with as many steps. Options
-of the config follow as for svda_jax.main. Runs lie under --runs, by default runs/;
+Sigma's start, learning rate and weight decay ("sigma"); a penalty on the entropy of the
+score's spectrum ("pressure"); widths, depths, and shares of the training images with as
+many steps ("size"); --part=sigma takes one of them. Options of the config follow as for
+svda_jax.main. Runs lie under --runs, by default runs/;
 those that are finished are not trained again, those that were stopped go on. The
 results go to spectrum/<config>/ under --out, by default experiments/results.
 """
@@ -35,6 +36,11 @@ from svda_jax.look.figures import KINDS
 from svda_jax.models.indicators import effective_rank
 from svda_jax.run import runs
 
+PARTS = {
+    "sigma": "Start, learning rate and weight decay of sigma",
+    "pressure": "Pressure on the entropy of the score's spectrum",
+    "size": "Widths, depths and shares of the training images",
+}
 RATES = (1, 10, 30, 100)
 RATE_LABEL = "sigma learns {} times as fast"
 WEIGHTS = (0.01, 0.03, 0.1, 0.3)
@@ -55,6 +61,7 @@ def main(argv):
     """Runs the command line."""
     parser = create_parser("paper.spectrum", __doc__)
     parser.add_argument("--config", required=True)
+    parser.add_argument("--part", action="append", choices=PARTS, default=[])
     run_command(parser, argv, compare_settings)
 
 
@@ -64,12 +71,14 @@ def compare_settings(args, rest, command):
     out = pathlib.Path(args.out, "spectrum", name)
     config = configure(args.config, rest, ATTENTIONS["svda"], 0)
     runs.check_workdir(config, out)
+    parts = args.part or list(PARTS)
     whole = config.dataset.train_split
-    if "[" in whole or "+" in whole:
+    if "size" in parts and ("[" in whole or "+" in whole):
         raise UserError(
             f"dataset.train_split={whole} must be a whole split: shares are compared"
         )
     tables = settings(config)
+    tables = {part: tables[part] for part in ("base", *parts)}
     variants = {
         f"study-{variant}": options
         for rows in tables.values()
@@ -83,7 +92,7 @@ def compare_settings(args, rest, command):
 
 
 def settings(config):
-    """What is compared: by title, rows of a variant, what it is, and its options.
+    """What is compared: by part, rows of a variant, what it is, and its options.
 
     Args:
       config: that all of it changes.
@@ -116,8 +125,8 @@ def settings(config):
 
     rule = 2 * width**0.5
     return {
-        "Start, learning rate and weight decay of sigma": [
-            *both("base", "as the config has it"),
+        "base": list(both("base", "as the config has it")),
+        "sigma": [
             *(rate(scale) for scale in RATES if scale != config.spectrum_lr_scale),
             rate(round(rule)),
             svda("ones", "sigma starts at 1", **{"model.spectrum_init": "ones"}),
@@ -131,14 +140,14 @@ def settings(config):
                 for decay in (0.01, 0.05)
             ),
         ],
-        "Pressure on the entropy of the score's spectrum": [
+        "pressure": [
             row
             for weight in WEIGHTS
             for row in both(
                 f"entropy-{weight}", f"weight {weight}", score_entropy_weight=weight
             )
         ],
-        "Widths, depths and shares of the training images": [
+        "size": [
             *both("narrow", f"width {width // 2}", **wide(0.5)),
             *both("wide", f"width {width * 2}", **wide(2)),
             *both(
@@ -147,16 +156,16 @@ def settings(config):
             *both("deep", "twice the depth", **{"model.depth": model.depth * 2}),
             *both("quarter", "a quarter of the images", **of_data(25)),
             *both("half", "half of the images", **of_data(50)),
-        ],
-        "Sigma's learning rate by the width, 2 √D times": [
-            svda(
-                f"rule-{name}",
-                f"width {round(factor * width)}, "
-                + RATE_LABEL.format(round(rule * factor**0.5)),
-                spectrum_lr_scale=float(round(rule * factor**0.5)),
-                **wide(factor),
-            )
-            for name, factor in (("narrow", 0.5), ("wide", 2))
+            *(
+                svda(
+                    f"rule-{name}",
+                    f"width {round(factor * width)}, "
+                    + RATE_LABEL.format(round(rule * factor**0.5)),
+                    spectrum_lr_scale=float(round(rule * factor**0.5)),
+                    **wide(factor),
+                )
+                for name, factor in (("narrow", 0.5), ("wide", 2))
+            ),
         ],
     }
 
@@ -171,8 +180,10 @@ def write_results(comparison, tables, out, command):
         comparison.copy_histories(out)
         first = comparison.workdirs["study-base-svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
-        save(draw_rates(comparison), out / "figure_rates")
-        save(draw_ranks(comparison, tables), out / "figure_ranks")
+        if "sigma" in tables:
+            save(draw_rates(comparison), out / "figure_rates")
+        if tables.keys() & {"pressure", "size"}:
+            save(draw_ranks(comparison, tables), out / "figure_ranks")
         page = "\n".join(_page(comparison, tables, command))
         (out / "README.md").write_text(page + "\n")
 
@@ -202,12 +213,12 @@ def draw_rates(comparison):
 
 def draw_ranks(comparison, tables):
     """Accuracy over the score's effective rank: under pressure, and by size."""
-    titles = list(tables)
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    parts = [part for part in ("pressure", "size") if part in tables]
+    figure = Figure(figsize=(3.6 * len(parts), 3.4), layout="constrained")
     accuracy, rank = QUANTITIES["accuracy (%)"], QUANTITIES["score by data"]
-    base = [row for row in tables[titles[0]] if row[0].startswith("base-")]
-    for ax, title in zip(figure.subplots(1, 2), titles[1:3], strict=True):
-        rows = base + tables[title]
+    axes = figure.subplots(1, len(parts), squeeze=False)[0]
+    for ax, part in zip(axes, parts, strict=True):
+        rows = tables["base"] + tables[part]
         for attention, color, marker in zip(NAMES, KINDS, "so", strict=False):
             for variant, label, _ in rows:
                 if not variant.endswith(f"-{attention}"):
@@ -235,7 +246,7 @@ def draw_ranks(comparison, tables):
                     fontsize=5.5,
                 )
             ax.plot([], [], marker, color=color, markersize=4, label=NAMES[attention])
-        _style(ax, title, "effective rank of the score by data", "accuracy (%)")
+        _style(ax, PARTS[part], "effective rank of the score by data", "accuracy (%)")
         ax.legend(frameon=False, fontsize=7)
     return figure
 
@@ -268,15 +279,17 @@ def _page(comparison, tables, command):
     ]
     for workdir, message in comparison.failures.items():
         lines += ["", f"**{workdir.name} failed** and is in no mean: {message}."]
-    lines += [
-        "",
-        "![accuracy and effective ranks over the rate](figure_rates.png)",
-        "",
-        "![accuracy over the score's effective rank](figure_ranks.png)",
-    ]
     accuracy = QUANTITIES["accuracy (%)"]
-    for title, rows in tables.items():
-        lines += ["", f"## {title}", ""]
+    for part in [part for part in PARTS if part in tables]:
+        picture = "rates" if part == "sigma" else "ranks"
+        lines += [
+            "",
+            f"## {PARTS[part]}",
+            "",
+            f"![{picture}](figure_{picture}.png)",
+            "",
+        ]
+        rows = tables["base"] + tables[part]
         lines.append(f"| | accuracy - that of base | {' | '.join(QUANTITIES)} |")
         lines.append("|---" * (2 + len(QUANTITIES)) + "|")
         for variant, label, options in rows:
