@@ -238,7 +238,7 @@ def test_study_of_what_decides_the_spectra(tmp_path, arguments, copied):
     argv = arguments("--seeds=1", **options, num_epochs=1)
     spectrum.main(["spectrum", "--config=configs/digits.py", *argv])
     out = tmp_path / "out" / "spectrum" / "digits"
-    page = (out / "README.md").read_text()
+    page = (out / "README.md").read_text().partition("## Widths")[2]
     histories = {
         name: read_history(tmp_path / "runs" / f"digits-study-{name}-0")
         for name in ("base-svda", "quarter-softmax", "entropy-0.1-svda")
@@ -266,6 +266,15 @@ def test_study_of_what_decides_the_spectra(tmp_path, arguments, copied):
     assert config.score_entropy_weight == 0.1
     assert (out / "figure_rates.svg").exists()
     assert (out / "figure_ranks.svg").exists()
+
+
+def test_a_part_of_the_study(tmp_path, arguments, copied):
+    argv = arguments("--seeds=1", "--part=pressure")
+    spectrum.main(["spectrum", "--config=configs/digits.py", *argv])
+    out = tmp_path / "out" / "spectrum" / "digits"
+    assert len(list(out.glob("*.nc"))) == 2 + 2 * len(spectrum.WEIGHTS)
+    assert not (out / "figure_rates.svg").exists()
+    assert "figure_rates" not in (out / "README.md").read_text()
 
 
 def test_shares_are_of_a_whole_split(arguments):

@@ -180,11 +180,14 @@ def write_results(comparison, tables, out, command):
         comparison.copy_histories(out)
         first = comparison.workdirs["study-base-svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
+        figures = {}
         if "sigma" in tables:
-            save(draw_rates(comparison), out / "figure_rates")
+            figures["figure_rates"] = draw_rates(comparison)
         if tables.keys() & {"pressure", "size"}:
-            save(draw_ranks(comparison, tables), out / "figure_ranks")
-        page = "\n".join(_page(comparison, tables, command))
+            figures["figure_ranks"] = draw_ranks(comparison, tables)
+        for name, figure in figures.items():
+            save(figure, out / name)
+        page = "\n".join(_page(comparison, tables, figures, command))
         (out / "README.md").write_text(page + "\n")
 
 
@@ -259,7 +262,7 @@ def _style(ax, title, x, y):
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def _page(comparison, tables, command):
+def _page(comparison, tables, figures, command):
     seeds = len(comparison.workdirs["study-base-softmax"])
     lines = [
         f"# What decides the spectra, {comparison.name}",
@@ -279,16 +282,11 @@ def _page(comparison, tables, command):
     ]
     for workdir, message in comparison.failures.items():
         lines += ["", f"**{workdir.name} failed** and is in no mean: {message}."]
+    for name in figures:
+        lines += ["", f"![accuracy and effective ranks]({name}.png)"]
     accuracy = QUANTITIES["accuracy (%)"]
     for part in [part for part in PARTS if part in tables]:
-        picture = "rates" if part == "sigma" else "ranks"
-        lines += [
-            "",
-            f"## {PARTS[part]}",
-            "",
-            f"![{picture}](figure_{picture}.png)",
-            "",
-        ]
+        lines += ["", f"## {PARTS[part]}", ""]
         rows = tables["base"] + tables[part]
         lines.append(f"| | accuracy - that of base | {' | '.join(QUANTITIES)} |")
         lines.append("|---" * (2 + len(QUANTITIES)) + "|")
