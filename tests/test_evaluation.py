@@ -100,8 +100,14 @@ def test_spectrum_of_the_score_is_that_of_all_scores_of_the_split(
             np.sqrt(np.sum(expected**2, axis=-1)),
             rtol=1e-5,
         )
-        rank = np.apply_along_axis(reference.effective_rank, -1, score)
-        np.testing.assert_allclose(measured["score_rank"][layer], rank, rtol=1e-5)
+        for name, function in (
+            ("score_entropy", reference.spectral_entropy),
+            ("score_rank", reference.effective_rank),
+            ("score_sparsity", reference.spectral_sparsity),
+            ("score_retained_rank", lambda s: reference.retained_rank(s, 0.9)),
+        ):
+            values = np.apply_along_axis(function, -1, score)
+            np.testing.assert_allclose(measured[name][layer], values, rtol=1e-5)
 
 
 def test_directions_that_a_layer_does_not_have_are_missing(

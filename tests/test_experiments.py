@@ -107,7 +107,8 @@ def test_comparison_from_command_to_table(
     }
     for name, read in {
         "accuracy (%)": lambda h: 100 * h["eval_accuracy"][-1],
-        "effective rank": lambda h: h["indicators"][-1, 1].mean(),
+        "effective rank of the score": lambda h: h["score_rank"][-1].mean(),
+        "angular alignment": lambda h: h["indicators"][-1, 3].mean(),
         "seconds an epoch": lambda h: h["epoch_seconds"].median(),
     }.items():
         values = {

@@ -22,6 +22,10 @@ def make_history(accuracies, seconds, seed):
                 ("step", "indicator", "layer", "head"),
                 rng.uniform(size=(steps, 6, 2, 3)),
             ),
+            "score_spectrum": (
+                ("step", "layer", "head", "direction"),
+                rng.uniform(size=(steps, 2, 3, 4)),
+            ),
         },
         coords={
             "step": range(steps),
@@ -42,6 +46,11 @@ def known():
     return Comparison("known", {}, histories, {}, spread([1.04, 1.05, 1.06]))
 
 
+def score_rank(history):
+    p = history.score_spectrum / history.score_spectrum.sum("direction")
+    return np.exp(-(p * np.log(p)).sum("direction"))
+
+
 def test_figures_show_the_histories(known):
     (ax,) = paper_figures.accuracy([known]).axes
     softmax, svda = ax.lines
@@ -57,16 +66,23 @@ def test_figures_show_the_histories(known):
     for over, axis in (("epoch", ("layer", "head")), ("layer", ("head",))):
         figure = paper_figures.indicators([known], over)
         titles = [ax.get_title() for ax in figure.axes]
-        assert titles[2] == "(c) effective rank, SVDA"
-        assert titles[3] == "(d) effective rank, softmax"
-        assert titles[-1].startswith("(l) ")
-        chosen = [
-            h["indicators"].sel(indicator="effective_rank").mean(axis)
-            for h in known.histories["softmax"]
-        ]
-        values = np.array([h if over == "epoch" else h[-1] for h in chosen])
-        line = figure.axes[3].lines[0]
-        np.testing.assert_allclose(line.get_ydata(), values.mean(0))
+        assert titles[3] == "(d) effective rank of the score, softmax"
+        assert titles[7] == "(h) angular alignment, softmax"
+        assert titles[-2] == "(n) effective rank of sigma, SVDA"
+        for panel, variant, read in (
+            (3, "softmax", score_rank),
+            (
+                7,
+                "softmax",
+                lambda h: h["indicators"].sel(indicator="angular_alignment"),
+            ),
+            (-2, "svda", lambda h: h["indicators"].sel(indicator="effective_rank")),
+        ):
+            runs = [h for h in known.histories[variant] if h is not None]
+            chosen = [read(history).mean(axis) for history in runs]
+            values = np.array([h if over == "epoch" else h[-1] for h in chosen])
+            line = figure.axes[panel].lines[0]
+            np.testing.assert_allclose(line.get_ydata(), values.mean(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize(("num_layers", "channels"), [(1, 3), (3, 1)])

@@ -56,10 +56,9 @@ def test_report_says_what_the_history_says(workdirs, capsys):
         values = last["indicators"].sel(indicator=name)
         assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
     assert "of 77 images are classified wrongly" in page
-    assert (
-        f"{float(last['score_rank'].mean()):.2f} of {last.sizes['direction']}" in page
-    )
-    assert f"{float(last['score_strength'].mean()):.2f} logits" in page
+    for name in ("score_entropy", "score_rank", "score_sparsity", "score_strength"):
+        values = last[name]
+        assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
     # curves, by epoch, by layer, heat maps, two spectra, 4 attentions, rollout, worst
     assert page.count("data:image/png;base64,") == 12
 

@@ -43,7 +43,7 @@ from svda_jax.devices import parallel
 from svda_jax.devices.memory import keep_memory
 from svda_jax.look.maps import attention_maps
 from svda_jax.look.report import write_report
-from svda_jax.models.indicators import INDICATORS
+from svda_jax.models.indicators import INDICATORS, of_images, of_score, of_spectrum
 from svda_jax.models.vit import ViT, count_parameters
 from svda_jax.run import runs
 
@@ -61,6 +61,14 @@ CONTROL_NAMES = {
     "svda-penalty": "orthonormality penalty on (`orthonormality_weight=0.1`)",
 }
 NUM_PICTURED = 3
+# What both attentions are compared by, of the spectrum that is one ruler for both.
+OF_SCORE = {
+    "score_entropy": "spectral entropy",
+    "score_rank": "effective rank",
+    "score_sparsity": "spectral sparsity",
+    "score_retained_rank": "retained rank (90 % of energy)",
+    "score_strength": "strength (logits)",
+}
 
 
 def main(argv):
@@ -164,28 +172,30 @@ def _head(comparison, command):
         f"Mean and standard deviation over seeds 0 to {seeds - 1}, of the last "
         "evaluation of each run; differences are paired by seed, with their 95 % "
         "confidence interval (Student's t). Indicators are means over layers and "
-        "heads. Seconds are of training alone, without evaluation and compilation, and "
-        "show what else the machine did; the times of a step were taken in turn (30 "
-        "pairs, median and quartiles). "
-        "`report.html` shows the runs of seed 0 side by side; the `.nc` files are the "
-        "histories, the `.svg` files the figures for print.",
+        "heads. Those of a spectrum are of the score's own, over the evaluation "
+        "split, which is one quantity for both attentions; of sigma, as the paper "
+        "has them, they stand below for SVDA alone. Seconds are of training alone, "
+        "without evaluation and compilation, and show what else the machine did; the "
+        "times of a step were taken in turn (30 pairs, median and quartiles). "
+        "`report.html` shows the runs of seed 0 side by side; the `.nc` files are "
+        "the histories, the `.svg` files the figures for print.",
     ]
     for workdir, message in comparison.failures.items():
         lines += ["", f"**{workdir.name} failed** and is in no mean: {message}."]
     for name, meaning in (
         ("figure_1_accuracy", "accuracy over epochs"),
         ("figure_2_time", "time of an epoch"),
-        ("figure_3_indicators_by_epoch", "the six indicators over epochs"),
-        ("figure_4_indicators_by_layer", "the six indicators over layers"),
+        ("figure_3_indicators_by_epoch", "the indicators over epochs"),
+        ("figure_4_indicators_by_layer", "the indicators over layers"),
         ("figure_attention", "attention maps of SVDA, seed 0, and their spectra"),
     ):
         lines += ["", f"![{meaning}]({name}.png)"]
     return lines
 
 
-def _last_mean(history, name):
-    """NaN of a run of an older version, which did not measure it."""
-    return history[name][-1].mean() if name in history else np.nan
+def _last(name):
+    """A function from a history to an indicator's mean at the last evaluation."""
+    return lambda h: h["indicators"].sel(indicator=name)[-1].mean()
 
 
 def _tables(comparison):
@@ -195,16 +205,21 @@ def _tables(comparison):
         "cross-entropy (nats)": lambda h: h["eval_loss"][-1],
         "seconds an epoch": paper_figures.epoch_seconds,
         **{
-            INDICATORS[name].label: lambda h, name=name: (
-                h["indicators"].sel(indicator=name)[-1].mean()
-            )
-            for name in INDICATORS
+            f"{label} of the score": lambda h, name=name: of_score(
+                h["score_spectrum"][-1].values
+            )[name].mean()
+            for name, label in OF_SCORE.items()
         },
-        "retained rank (90 % of energy)": lambda h: h["retained_rank"][-1].mean(),
-        "effective rank of the score": lambda h: _last_mean(h, "score_rank"),
-        "strength of the score (logits)": lambda h: _last_mean(h, "score_strength"),
+        "effective rank of the score by weights": lambda h: of_score(
+            h["weight_spectrum"][-1].values
+        )["score_rank"].mean(),
+        **{INDICATORS[name].label: _last(name) for name in of_images()},
         "orthonormality penalty": lambda h: h["orthonormality"][-1],
     }
+    of_sigma = {
+        f"{INDICATORS[name].label} of sigma": _last(name) for name in of_spectrum()
+    }
+    of_sigma["retained rank of sigma"] = lambda h: h["retained_rank"][-1].mean()
     lines = ["| | softmax | SVDA | SVDA - softmax |", "|---|---|---|---|"]
     softmax, svda = (_count_parameters(comparison, v) for v in ATTENTIONS)
     lines.append(f"| parameters | {softmax:,} | {svda:,} | {svda - softmax:,} |")
@@ -213,6 +228,10 @@ def _tables(comparison):
         cells = [mean_and_spread(one) for one in values]
         difference = mean_and_interval(values[1] - values[0])
         lines.append(f"| {name} | {' | '.join(cells)} | {difference} |")
+    for name, read in of_sigma.items():
+        lines.append(
+            f"| {name} | | {mean_and_spread(comparison.values('svda', read))} | |"
+        )
     lines.append(f"| time of a step over softmax's | 1 | {comparison.overhead} | |")
     variants = list(comparison.workdirs)
     lines += ["", "Accuracy of every run:", "", f"| seed | {' | '.join(variants)} |"]
@@ -221,14 +240,14 @@ def _tables(comparison):
         cells = [_outcome(comparison.histories[v][seed]) for v in variants]
         lines.append(f"| {seed} | {' | '.join(cells)} |")
     if len(variants) > len(ATTENTIONS):
-        lines += _controls(comparison, quantities)
+        lines += _controls(comparison, quantities | of_sigma)
     return lines
 
 
 def _controls(comparison, quantities):
     """The table of `CONTROLS`, each against SVDA."""
-    names = ("accuracy (%)", "effective rank", "angular alignment")
-    names += ("selectivity index", "orthonormality penalty")
+    names = ("accuracy (%)", "effective rank of sigma", "effective rank of the score")
+    names += ("angular alignment", "selectivity index", "orthonormality penalty")
     lines = ["", "Controls, each of which differs from SVDA in one option:", ""]
     lines.append(f"| | accuracy - SVDA's | {' | '.join(names)} |")
     lines.append("|---" * (2 + len(names)) + "|")

@@ -4,7 +4,8 @@
 2  time of an epoch of training     4  the six indicators over layers
 
 Lines are means over seeds, bands reach from the lowest to the highest seed. The paper
-shows the indicators of SVDA; here those of softmax attention stand beside them.
+shows the indicators of SVDA, those of a spectrum of sigma; here those of softmax
+attention stand beside them, and what has a spectrum is the score.
 """
 
 import string
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from svda_jax.look.figures import KINDS
-from svda_jax.models.indicators import INDICATORS
+from svda_jax.models.indicators import INDICATORS, of_spectrum
 
 NAMES = {"softmax": "softmax", "svda": "SVDA"}
 _STYLES = {"softmax": "--", "svda": "-"}
@@ -91,46 +92,71 @@ def time_per_epoch(comparisons):
 
 
 def indicators(comparisons, over):
-    """The indicators, SVDA and softmax attention side by side.
+    """The indicators, SVDA and softmax attention side by side, then those of sigma.
+
+    Those of a spectrum that stand side by side are of the score's own, one quantity for
+    both attentions.
 
     Args:
       comparisons: as to `draw`.
       over: "epoch", with means over layers and heads, or "layer", with means over heads
         at the end of training.
     """
-    figure = Figure(figsize=(1.35 * _WIDTH, 6.6), layout="constrained")
-    axes = figure.subplots(-(-len(INDICATORS) // 2), 4)
+    figure = Figure(figsize=(1.35 * _WIDTH, 8.8), layout="constrained")
+    axes = figure.subplots(4, 4)
     letters = iter(string.ascii_lowercase)
     for place, name in enumerate(INDICATORS):
         row, column = divmod(place, 2)
         pair = axes[row, 2 * column : 2 * column + 2]
+        of_score = name in of_spectrum()
         for ax, variant in zip(pair, ("svda", "softmax"), strict=True):
-            for i, comparison in enumerate(comparisons):
-                histories = _finished(comparison, variant)
-                if not histories:
-                    continue
-                chosen = [h["indicators"].sel(indicator=name) for h in histories]
-                if over == "epoch":
-                    x = histories[0].epoch
-                    values = [one.mean(("layer", "head")) for one in chosen]
-                else:
-                    x = np.arange(1, 1 + histories[0].sizes["layer"])
-                    values = [one[-1].mean("head") for one in chosen]
-                marker = "osD^"[i % 4] if over == "layer" else ""
-                style = ("-", "--", "-.", ":")[i % 4]
-                _band(ax, x, values, KINDS[i], style, comparison.name, marker)
-            title, unit = INDICATORS[name].label, INDICATORS[name].unit
-            _style(ax, f"({next(letters)}) {title}, {NAMES[variant]}", over, unit)
-            if over == "layer":
-                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            title = f"({next(letters)}) {INDICATORS[name].label}"
+            title += (
+                f" of the score, {NAMES[variant]}"
+                if of_score
+                else f", {NAMES[variant]}"
+            )
+            _draw(ax, comparisons, variant, name, over, of_score, title)
         low, high = zip(*(ax.get_ylim() for ax in pair), strict=True)
         for ax in pair:
             ax.set_ylim(min(low), max(high))
+    for ax, name in zip(axes[3], of_spectrum(), strict=False):
+        title = f"({next(letters)}) {INDICATORS[name].label} of sigma, {NAMES['svda']}"
+        _draw(ax, comparisons, "svda", name, over, False, title)
+    axes[3, 3].remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
     )
     return figure
+
+
+def _draw(ax, comparisons, variant, name, over, of_score, title):
+    """An indicator of one attention, a line a data set."""
+    for i, comparison in enumerate(comparisons):
+        histories = _finished(comparison, variant)
+        if not histories:
+            continue
+        chosen = [_read(history, name, of_score) for history in histories]
+        if over == "epoch":
+            x = histories[0].epoch
+            values = [one.mean((1, 2)) for one in chosen]
+        else:
+            x = np.arange(1, 1 + histories[0].sizes["layer"])
+            values = [one[-1].mean(-1) for one in chosen]
+        marker = "osD^"[i % 4] if over == "layer" else ""
+        style = ("-", "--", "-.", ":")[i % 4]
+        _band(ax, x, values, KINDS[i], style, comparison.name, marker)
+    _style(ax, title, over, INDICATORS[name].unit)
+    if over == "layer":
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _read(history, name, of_score):
+    """An indicator by evaluation, layer and head."""
+    if of_score:
+        return np.asarray(INDICATORS[name].function(history["score_spectrum"].values))
+    return history["indicators"].sel(indicator=name).values
 
 
 def attention(images, maps, spectrum, titles):

@@ -25,7 +25,7 @@ from svda_jax.devices import parallel
 from svda_jax.look import figures
 from svda_jax.look.maps import look
 from svda_jax.look.predict import predict
-from svda_jax.models.indicators import INDICATORS
+from svda_jax.models.indicators import INDICATORS, of_score
 from svda_jax.run import runs
 
 NUM_PICTURED = 4  # images that attention is shown over
@@ -48,6 +48,30 @@ class _Images:
     drawn: list  # rollout, worst-classified images, attention image by image
     num_wrong: int
     num_images: int
+
+
+# What the page says of `of_score`'s values.
+OF_SCORE = {
+    "score_entropy": (
+        "spectral entropy of the score",
+        "How evenly the score's own spectrum is spread, in nats: one ruler for both "
+        "attentions, as are the next four.",
+    ),
+    "score_rank": (
+        "effective rank of the score",
+        "Directions that queries and keys tell apart over the evaluation split.",
+    ),
+    "score_sparsity": ("spectral sparsity of the score", "How few of them hold it."),
+    "score_retained_rank": (
+        "retained rank of the score",
+        "Fewest directions that hold 90 % of its energy (sum of squares).",
+    ),
+    "score_strength": (
+        "strength of the score",
+        "How far a score is from the mean of its row, in logits, root mean square over "
+        "queries and keys drawn independently.",
+    ),
+}
 
 
 def write_report(workdir, *, compare=None, out=None):
@@ -92,6 +116,7 @@ def write_report(workdir, *, compare=None, out=None):
         runs=described,
         curves=_picture(figures.curves(histories), "loss and accuracy over epochs"),
         indicators=INDICATORS,
+        of_score=OF_SCORE,
         differing=_differing(described),
     )
     out = pathlib.Path(out or workdirs[0] / "report.html")
@@ -141,9 +166,11 @@ def _describe_score(last):
     """The score's own spectrum; None where a run did not measure it."""
     if "score_spectrum" not in last:
         return {"score": None, "score_spectra": None}
+    spectrum = last["score_spectrum"].values
+    heads = of_score(spectrum)
     return {
-        "score": [float(last[x].mean()) for x in ("score_rank", "score_strength")],
-        "score_spectra": figures.spectra(last["score_spectrum"].values, "logits"),
+        "score": {k: (v.mean(), v.std(), v.min(), v.max()) for k, v in heads.items()},
+        "score_spectra": figures.spectra(spectrum, "logits"),
     }
 
 

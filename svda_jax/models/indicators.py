@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from svda_jax.models.attention import diagonal
 from svda_jax.models.ops import PLAIN
@@ -259,6 +260,30 @@ def of_spectrum():
 def of_images():
     """The names of those that are measured image by image."""
     return [name for name, i in INDICATORS.items() if i.reads != ("spectrum",)]
+
+
+def of_score(spectrum):
+    """What is read off the score's own spectrum, by name in a run's history.
+
+    Args:
+      spectrum: `[L, H, K]` in logits, NaN where a layer has fewer directions.
+
+    Returns:
+      A dict of `[L, H]`; the strength is the root of the sum of squares, in logits.
+    """
+    layers = [_of_score(heads[:, np.isfinite(heads[0])]) for heads in spectrum]
+    return jax.tree.map(lambda *layers: np.stack(layers), *jax.device_get(layers))
+
+
+@jax.jit
+def _of_score(spectrum):
+    return {
+        "score_entropy": spectral_entropy(spectrum),
+        "score_rank": effective_rank(spectrum),
+        "score_sparsity": spectral_sparsity(spectrum),
+        "score_retained_rank": retained_rank(spectrum),
+        "score_strength": jnp.sqrt(jnp.sum(jnp.square(spectrum), axis=-1)),
+    }
 
 
 def compute_indicators(observed):

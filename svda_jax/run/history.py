@@ -52,10 +52,13 @@ VARIABLES = {
         "logits",
         "the same by the weights alone, see svda_jax.models.score.weigh_moments",
     ),
-    "score_rank": (
+    "score_entropy": (("layer", "head"), "nats", "entropy of the score's spectrum"),
+    "score_rank": (("layer", "head"), "directions", "its effective rank"),
+    "score_sparsity": (("layer", "head"), "1", "its sparsity"),
+    "score_retained_rank": (
         ("layer", "head"),
         "directions",
-        "effective rank of the score's spectrum",
+        "those that hold 90 % of its energy",
     ),
     "score_strength": (
         ("layer", "head"),

@@ -14,7 +14,7 @@ from svda_jax.config import validate
 from svda_jax.data.augment import create_augment
 from svda_jax.devices import parallel
 from svda_jax.look.maps import look
-from svda_jax.models.indicators import INDICATORS, effective_rank, of_images
+from svda_jax.models.indicators import INDICATORS, of_images, of_score
 from svda_jax.models.ops import choose
 from svda_jax.models.score import score_spectrum
 from svda_jax.models.vit import create_graphdef
@@ -199,8 +199,7 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
             "eval_accuracy": averages["accuracy"],
             "score_spectrum": score,
             "weight_spectrum": by_weights,
-            "score_rank": np.asarray(effective_rank(np.nan_to_num(score))),
-            "score_strength": np.sqrt(np.nansum(np.square(score), axis=-1)),
+            **of_score(score),
             "indicators": np.stack([indicators[name] for name in INDICATORS]),
         }
 
