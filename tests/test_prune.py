@@ -1,4 +1,4 @@
-"""Pruning: which directions are kept, and what the pruned models compute."""
+"""What pruned models compute; test_prune_choice has which directions they keep."""
 
 import itertools
 
@@ -12,7 +12,6 @@ from flax import nnx
 from svda_jax.data.in_memory import Examples, InMemory
 from svda_jax.devices import parallel
 from svda_jax.models.attention import orthonormality_penalty
-from svda_jax.models.indicators import retained_rank
 from svda_jax.models.vit import ViT, count_macs, count_parameters
 from svda_jax.prune.measure import measure_moments
 from svda_jax.prune.model import choose, mask, shrink, split
@@ -78,84 +77,6 @@ def scores(trace):
     return np.einsum("bihk,bjhk->bhij", query * factors, key)
 
 
-@pytest.mark.parametrize(
-    ("size", "rule", "expected"),
-    [
-        ([3, 4, 0, 0], {"rho": 0.6}, [0, 1, 0, 0]),  # 16 of 25
-        ([3, 4, 0, 0], {"rho": 0.64}, [0, 1, 0, 0]),
-        ([3, 4, 0, 0], {"rho": 0.65}, [1, 1, 0, 0]),
-        ([3, 4, 0, 0], {"rho": 1 - 1e-12}, [1, 1, 0, 0]),
-        ([3, 4, 0, 0], {"rho": 1.0}, [1, 1, 1, 1]),
-        ([1, 1, 1, 1], {"rho": 0.5}, [1, 1, 0, 0]),  # of equal ones the first
-        ([1, 1, 1, 1], {"rho": 0.51}, [1, 1, 1, 0]),
-        ([0, 0, 0, 0], {"rho": 0.9}, [1, 0, 0, 0]),
-        ([0, 0, 0, 7], {"rho": 1e-9}, [0, 0, 0, 1]),
-        ([3, 4, 4, 0], {"rank": 1}, [0, 1, 0, 0]),
-        ([3, 4, 4, 0], {"rank": 2}, [0, 1, 1, 0]),
-        ([0, 3, 0, 0], {"rank": 3}, [1, 1, 1, 0]),
-        ([3, 4, 4, 0], {"rank": 9}, [1, 1, 1, 1]),
-        ([3, 4, 0, 1], {"bound": 0}, [1, 1, 0, 1]),
-        ([3, 4, 0, 1], {"bound": 1}, [1, 1, 0, 0]),
-        ([3, 4, 0, 1], {"bound": 3.17}, [0, 1, 0, 0]),  # sqrt(3^2 + 1) = 3.162...
-        ([3, 4, 0, 1], {"bound": 3.16}, [1, 1, 0, 0]),
-        ([3, 4, 0, 1], {"bound": np.inf}, [0, 1, 0, 0]),
-    ],
-)
-def test_what_a_head_keeps(size, rule, expected):
-    """Whatever a head beside it has."""
-    (kept,) = choose([np.array([size, [9, 9, 9, 9]])], **rule)
-    np.testing.assert_array_equal(kept[0], expected)
-
-
-def test_as_many_as_the_retained_rank(rng):
-    sizes = np.float32(rng.normal(size=(50, 16)) ** 3)
-    for rho in (0.5, 0.9, 0.99):
-        (kept,) = choose([sizes], rho=rho)
-        np.testing.assert_array_equal(kept.sum(-1), retained_rank(sizes, rho))
-
-
-@pytest.mark.parametrize(
-    ("rule", "expected"),
-    [  # Squares: 9 1 0, 4 4 0; 16 1/4, 0 0: 34 1/4 in all, 29 of the largest of each.
-        ({"rank": 1}, ["100", "100", "10", "10"]),
-        ({"rank": 2}, ["111", "110", "11", "10"]),
-        ({"rank": 3}, ["111", "111", "11", "11"]),
-        ({"rho": 0.8}, ["100", "100", "10", "10"]),
-        ({"rho": 0.96}, ["100", "110", "10", "10"]),  # 33 of 34.25
-        ({"rho": 0.97}, ["110", "110", "10", "10"]),
-        ({"rho": 1 - 1e-12}, ["110", "110", "11", "10"]),
-        ({"rho": 1}, ["111", "111", "11", "11"]),
-        ({"bound": 0}, ["110", "110", "11", "10"]),
-        ({"bound": 0.25}, ["110", "110", "10", "10"]),  # 1/4 of four heads
-        ({"bound": 0.56}, ["100", "110", "10", "10"]),  # 5/4
-        ({"bound": 99}, ["100", "100", "10", "10"]),
-    ],
-)
-def test_what_heads_of_one_budget_keep(rule, expected):
-    sizes = [[[3, 1, 0], [2, 2, 0]], [[4, 0.5], [0, 0]]]
-    heads = [head for layer in choose(sizes, pooled=True, **rule) for head in layer]
-    assert ["".join(map(str, np.int8(head))) for head in heads] == expected
-
-
-def test_pooled_choice_misses_the_least_that_so_many_can(rng):
-    """Of all choices with a direction a head."""
-    energy = np.square(sizes := rng.normal(size=(2, 2, 3)))
-    everything = np.array([*itertools.product([False, True], repeat=12)])
-    everything = everything.reshape(-1, 2, 2, 3)
-    everything = everything[everything.any(-1).all((1, 2))]
-    missed = np.sum(energy * ~everything, axis=(1, 2, 3))
-    number = everything.sum((1, 2, 3))
-    for rule, holds in (
-        ({"rank": 2}, number == 8),
-        ({"rho": 0.9}, missed <= 0.1 * energy.sum()),
-        ({"bound": 0.3}, missed <= 4 * 0.3**2),
-    ):
-        kept = np.array(choose(sizes, pooled=True, **rule))
-        fewest = holds & (number == number[holds].min())
-        assert kept.sum() == number[holds].min() < 12
-        np.testing.assert_allclose(np.sum(energy * ~kept), missed[fewest].min())
-
-
 @pytest.mark.parametrize(("attention", "basis"), EVERY)
 def test_masked_model_scores_with_the_sum_of_what_is_kept(
     make_model, data, rng, attention, basis
@@ -178,6 +99,23 @@ def test_masked_model_scores_with_the_sum_of_what_is_kept(
         factors = np.float64(model.blocks[layer].attention.factors)
         expected = factors[..., None] * np.eye(K)
         np.testing.assert_allclose(whole, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_sizes_by_weights_are_singular_values_of_the_form_in_the_inputs(
+    make_model, attention
+):
+    """Over the norms of W_q and W_k where queries and keys are of unit length."""
+    attention = make_model(attention=attention).blocks[0].attention
+    found = split(attention, "weights").size
+    query, key = (np.float64(p.kernel[...]) for p in (attention.query, attention.key))
+    for h, factors in enumerate(np.float64(attention.factors)):
+        form = query[:, h] * factors @ key[:, h].T
+        if attention.start is not None:
+            form /= np.linalg.norm(query[:, h]) * np.linalg.norm(key[:, h])
+        expected = np.linalg.svd(form, compute_uv=False)[:K]
+        # What the data do not reach has a millionth of the energy.
+        np.testing.assert_allclose(found[h], expected, atol=2e-3 * expected[0])
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
@@ -244,9 +182,9 @@ def test_shrunk_model_has_the_mean_squared_lengths_of_the_original(
         np.testing.assert_allclose(*squares, rtol=1e-5)
         for h, rank in enumerate(KEPT.sum(-1)):
             kept = np.linalg.svd(left[h])[0][:, :rank]
-            others = np.eye(K) - kept @ kept.T
-            moment = np.einsum("bik,bil->kl", x[:, :, h], x[:, :, h]) / x[..., 0, 0].size
-            least = np.linalg.eigvalsh(others @ moment @ others)[rank:][: K - width + 1]
+            others = x[:, :, h] @ (np.eye(K) - kept @ kept.T)
+            moment = np.einsum("bik,bil->kl", others, others) / (len(x) * N)
+            least = np.linalg.eigvalsh(moment)[rank:][: K - width + 1]
             np.testing.assert_allclose(y[:, :, h, -1], np.sqrt(least.sum()), rtol=1e-4)
 
 

@@ -35,7 +35,7 @@ def model(request, make_model_config, randomize):
 
 
 def vectors(trace):
-    """Queries, keys, and keys centred within the image as scores see both, float64."""
+    """Queries, and keys centred within their image, as scores see them, float64."""
     query, key = map(np.float64, trace[:2])
     if trace.sigma is not None:
         query, key = reference.normalize(query), reference.normalize(key)
