@@ -169,13 +169,13 @@ def test_options_decide_what_goes_and_what_stays_in_the_lengths(
     foreseen = read_movement(page)[..., 1]
     assert np.all(foreseen <= 0.02)
     assert np.any(foreseen > 0.01)
-    options = {"rank": 2, "basis": "weights"}
+    options = {"rank": 5, "basis": "weights"}
     page = prune_run(workdir, tmp_path / "pooled", **options, pooled=True)
-    assert "pruned with --rank=2 --basis=weights --pooled\n" in page
+    assert "pruned with --rank=5 --basis=weights --pooled\n" in page
     assert "in brackets" not in page  # those sizes are no logits
     kept = read_kept(tmp_path / "pooled")
-    assert kept.sum() == 2 * L * H
-    assert kept.max() > 2
+    assert kept.sum() == 5 * L * H
+    assert kept.max() > 5
     prune_run(workdir, tmp_path / "sigma", rank=2, basis="sigma", norm_columns=0)
     assert runs.load(tmp_path / "sigma").model.config.qk_dim == (3, 3)
 
