@@ -107,7 +107,7 @@ def test_sizes_by_weights_are_singular_values_of_the_form_in_the_inputs(
 ):
     """Over the norms of W_q and W_k where queries and keys are of unit length."""
     attention = make_model(attention=attention).blocks[0].attention
-    found = split(attention, "weights").size
+    found = split(attention, "weights", np.ones((2, H, K, K))).size  # not of these
     query, key = (np.float64(p.kernel[...]) for p in (attention.query, attention.key))
     for h, factors in enumerate(np.float64(attention.factors)):
         form = query[:, h] * factors @ key[:, h].T
