@@ -39,7 +39,7 @@ from svda_jax.models.vit import ViTConfig
 # Files whose tests take longest, first, so that both processes end at one time.
 LONGEST = (
     "test_experiments",
-    "test_prune",
+    "test_prune_run",
     "test_faults",
     "test_notebook",
     "test_main",

@@ -1,5 +1,7 @@
-"""Pruning by spectral energy: the run it makes."""
+"""Pruning: the run it makes of a run."""
 
+import json
+import re
 import shutil
 
 import jax
@@ -9,17 +11,19 @@ import pytest
 from flax import nnx
 
 from svda_jax import UserError, main
-from svda_jax.devices import processes
+from svda_jax.data import datasets
+from svda_jax.devices import parallel, processes, timing
 from svda_jax.look.report import write_report
-from svda_jax.models.vit import count_macs
+from svda_jax.models.vit import count_macs, count_parameters
 from svda_jax.prune import run as pruning_run
-from svda_jax.prune.model import choose, shrink
+from svda_jax.prune.measure import measure_moments, measure_movement
+from svda_jax.prune.model import choose, shrink, split
 from svda_jax.prune.run import main as prune_main
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 from svda_jax.train.loop import train_and_evaluate
 
-L, H, K = 2, 3, 5
+L, H, K = 2, 2, 8
 
 
 def params_of(model):
@@ -61,28 +65,69 @@ def no_times(monkeypatch):
     )
 
 
-def test_pruned_run_is_a_run(trained, tmp_path, capsys, no_report_pictures):
+def load_split(config, kind):
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    return datasets.load(config.dataset, kind, batch_size=config.batch_size, mesh=mesh)
+
+
+def read_kept(out):
+    """`[L, H]`, directions kept, as pruning.json has them."""
+    keep = json.loads(runs.pruning_path(out).read_text())["keep"]
+    return np.sum(keep, axis=-1)
+
+
+def read_movement(page):
+    """`[L, H, 2]` of prune.md: how far scores move, and what was foreseen."""
+    pairs = re.findall(r"(\S+) \((\S+)\) \|", page.split("How far scores move")[1])
+    return np.array(pairs, float).reshape(L, H, 2)
+
+
+def test_pruned_run_is_a_run(trained, monkeypatch, capsys, no_report_pictures):
     workdir = trained("svda")
-    argv = ["--workdir", str(workdir), "--rho=0.8", "--finetune_epochs=1"]
-    prune_main(argv)
+    monkeypatch.setattr(pruning_run, "measure", lambda x, repeats: timing.measure(x, 2))
+    options = ["--rho=0.8", "--norm_columns=1", "--finetune_epochs=1"]
+    prune_main(["--workdir", str(workdir), *options])
     out = workdir.with_name("svda-pruned-0.8")
     page = (out / "prune.md").read_text()
     assert page in capsys.readouterr().out
-    run = runs.load(out)
-    original = runs.load(workdir)
-    keep = [choose(b.attention.spectrum, 0.8) for b in original.model.blocks]
-    assert_same_arrays(params_of(run.model), params_of(shrink(original.model, keep)))
+    run, original = runs.load(out), runs.load(workdir)
+    moments, lengths = measure_moments(original.model, load_split(run.config, "train"))
+    directions = [
+        split(block.attention, "score", one)
+        for block, one in zip(original.model.blocks, moments, strict=True)
+    ]
+    sizes = [one.size for one in directions]
+    keep = choose(sizes, rho=0.8)
+    expected = shrink(original.model, directions, keep, lengths, norm_columns=1)
+    assert run.model.config == expected.config != original.model.config
+    assert_same_arrays(params_of(run.model), params_of(expected))
+    # The page has its numbers.
+    assert page.startswith("# svda, pruned with --rho=0.8 --basis=score\n")
+    gone = 1 - np.mean(keep)
+    assert f"{gone:.1%} of the directions" in page
     assert f"{100 * float(run.history['eval_accuracy'][-1]):.2f} |" in page
-    assert f"{count_macs(run.model.config):,} |" in page
+    for model in (original.model, run.model):
+        assert f" {count_macs(model.config):,} |" in page
+        assert f" {count_parameters(model):,} |" in page
+    forms = [one.add_up(~kept) for one, kept in zip(directions, keep, strict=True)]
+    moved = measure_movement(original.model, forms, load_split(run.config, "eval"))
+    foreseen = np.sqrt(np.sum(np.square(sizes) * ~np.array(keep), axis=-1))
+    np.testing.assert_allclose(
+        read_movement(page), np.stack([moved, foreseen], axis=-1), rtol=0.005
+    )
     for layer, kept in enumerate(keep, start=1):
         counts = " | ".join(map(str, kept.sum(-1)))
-        assert (
-            f"| {layer} | {run.model.config.qk_dim[layer - 1]} of 8 | {counts}" in page
-        )
+        width = run.model.config.qk_dim[layer - 1]
+        assert f"| {layer} | {width} of {K} | {counts} |" in page
     # The others open it.
     page = write_report(out, compare=workdir).read_text()
     assert page.count("<h2>Pruned</h2>") == 1
     assert page.count('alt="directions kept"') == 1
+    assert "<code>--rho=0.8 --basis=score</code>" in page
+    took = json.loads(runs.pruning_path(out).read_text())
+    del took["rule"]
+    runs.pruning_path(out).write_text(json.dumps({**took, "rho": 0.7}))
+    assert "<code>--rho=0.7 --basis=sigma</code>" in write_report(out).read_text()
     runs.pruning_path(out).write_text("{}")
     with pytest.raises(UserError, match=r"pruning\.json is damaged"):
         write_report(out)
@@ -102,21 +147,37 @@ def test_pruned_run_is_a_run(trained, tmp_path, capsys, no_report_pictures):
     assert 0 < max(jax.tree.leaves(difference)) < 0.03
 
 
-def test_softmax_run_is_pruned_where_asked(trained, no_times):
+def test_softmax_run_is_pruned_in_its_own_folder(
+    trained, no_times, monkeypatch, tmp_path
+):
     workdir = trained("softmax")
-    out = workdir.with_name("out")
-    with pytest.raises(UserError, match="softmax attention; --low_rank"):
-        prune_run(workdir, out, rho=0.9)
-    assert not out.exists()
-    prune_run(workdir, out, rho=0.5, low_rank=True)
-    assert max(runs.load(out).model.config.qk_dim) < 8
-
-
-def test_a_run_is_pruned_in_its_own_folder(trained, no_times, monkeypatch):
-    workdir = trained("svda")
+    with pytest.raises(UserError, match="softmax attention and no sigma; --basis=sco"):
+        prune_run(workdir, tmp_path / "out", rank=4, basis="sigma")
+    assert not (tmp_path / "out").exists()
     monkeypatch.chdir(workdir)
-    prune_main(["--workdir=."])
-    assert runs.load(workdir.with_name("svda-pruned-0.9")).config.model.qk_dim
+    prune_main(["--workdir=.", "--rank=4"])
+    out = workdir.with_name("softmax-pruned-rank-4")
+    assert runs.load(out).model.config.qk_dim == (4, 4)
+    np.testing.assert_array_equal(read_kept(out), np.full((L, H), 4))
+
+
+def test_options_decide_what_goes_and_what_stays_in_the_lengths(
+    trained, no_times, tmp_path
+):
+    workdir = trained("svda")
+    page = prune_run(workdir, tmp_path / "bound", bound=0.02)
+    foreseen = read_movement(page)[..., 1]
+    assert np.all(foreseen <= 0.02)
+    assert np.any(foreseen > 0.01)
+    options = {"rank": 5, "basis": "weights"}
+    page = prune_run(workdir, tmp_path / "pooled", **options, pooled=True)
+    assert "pruned with --rank=5 --basis=weights --pooled\n" in page
+    assert "in brackets" not in page  # those sizes are no logits
+    kept = read_kept(tmp_path / "pooled")
+    assert kept.sum() == 5 * L * H
+    assert kept.max() > 5
+    prune_run(workdir, tmp_path / "sigma", rank=2, basis="sigma", norm_columns=0)
+    assert runs.load(tmp_path / "sigma").model.config.qk_dim == (3, 3)
 
 
 def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, tmp_path):
@@ -129,15 +190,22 @@ def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, tmp_path):
         (["--rho=0"], "--rho=0.0 must be more than 0 and at most 1"),
         (["--rho=1.5"], "--rho=1.5 must be more than 0 and at most 1"),
         (["--rho=nan"], "--rho=nan must be"),
+        (["--rank=0"], "--rank=0 must be positive"),
+        (["--bound=-1"], "--bound=-1.0 must not be negative"),
+        (["--bound=nan"], "--bound=nan must not be"),
+        (["--rho=0.9", "--rank=4"], "one of --rho, --rank and --bound says how much"),
+        (["--basis=x"], "--basis=x must be one of score, weights, sigma"),
+        (["--bound=1", "--basis=weights"], "--bound=1.0 is in logits, which --basis=w"),
+        (["--norm_columns=-1"], "--norm_columns=-1 must not be negative"),
         (["--multiple=0"], "--multiple=0 must be positive"),
         (["--finetune_epochs=-1"], "--finetune_epochs=-1 must not be negative"),
         ([f"--out={empty}"], "empty exists; give another --out or remove it"),
-        ([f"--out={tmp_path}/a\\\\b"], r"a path with \\ or not in UTF-8"),
+        ([f"--out={tmp_path}/a\\b"], r"a path with \\ or not in UTF-8"),
         (["--workdir=nowhere"], "nowhere holds no run"),
         (["--workdir=/"], "/ holds no run"),
         ([f"--workdir={empty}"], "has no checkpoint yet"),
     ):
-        with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        with pytest.raises(SystemExit, match=f"^error: .*{message}.*$"):
             prune_main(["--workdir", str(workdir), *argv])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
@@ -155,7 +223,7 @@ def test_a_pruned_run_trains_stops_and_resumes(
     trained, make_config, tmp_path, monkeypatch, no_times
 ):
     workdir = trained("svda")
-    prune_run(workdir, tmp_path / "pruned", rho=0.7)
+    prune_run(workdir, tmp_path / "pruned", rank=2)
     qk_dim = runs.load(tmp_path / "pruned").model.config.qk_dim
     options = {"init_from": str(tmp_path / "pruned"), "model__qk_dim": qk_dim}
     config = make_config(**options, ema_decay=0.9)

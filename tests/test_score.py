@@ -9,7 +9,12 @@ from flax import nnx
 
 from svda_jax.models.attention import Attention, Trace, diagonal
 from svda_jax.models.ops.plain import second_moments
-from svda_jax.models.score import collision_entropy, score_spectrum, weigh_moments
+from svda_jax.models.score import (
+    collision_entropy,
+    decompose,
+    score_spectrum,
+    weigh_moments,
+)
 
 B, N, H, K = 3, 7, 2, 5
 
@@ -93,6 +98,17 @@ def test_sigma_and_lengths_of_directions_are_one(make_trace, rng):
     )
 
 
+def test_order_and_signs_of_directions_do_not_matter(make_trace, rng):
+    trace = make_trace("svda")
+    order, one, two = rng.permutation(K), *rng.choice([-1, 1], size=(2, K))
+    other = Trace(
+        trace.query[..., order] * one,
+        trace.key[..., order] * two,
+        trace.sigma[:, order] * one * two,
+    )
+    np.testing.assert_allclose(measure(other), measure(trace), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
 def test_squares_add_up_to_the_mean_squared_centred_score(make_trace, attention):
     trace = make_trace(attention)
@@ -160,3 +176,54 @@ def test_entropy_of_a_score_of_no_or_one_direction_has_a_finite_gradient(rng):
         moments, factors
     )
     assert all(np.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.fixture
+def make_moments(rng):
+    """Makes `[2, H, K, K]` of vectors in random subspaces of those dimensions."""
+
+    def make(width, *ranks):
+        rows = [
+            rng.normal(size=(H, 4 * width, rank)) @ rng.normal(size=(H, rank, width))
+            for rank in ranks
+        ]
+        return np.stack([np.swapaxes(x, -1, -2) @ x for x in rows])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("width", "ranks", "zeros"),
+    [(5, (5, 5), 0), (5, (5, 5), 2), (5, (3, 2), 0), (5, (0, 0), 1), (1, (1, 1), 0)],
+)
+def test_directions_add_up_to_the_score(make_moments, rng, width, ranks, zeros):
+    """With zeros in sigma too, data of fewer directions or none, and K = 1."""
+    moments, factors = make_moments(width, *ranks), rng.normal(size=(H, width))
+    factors[:, :zeros] = 0
+    query, size, key = decompose(moments, factors)
+    diagonals = factors[..., None] * np.eye(width)
+    whole = query * size[:, None] @ np.swapaxes(key, -1, -2)
+    np.testing.assert_allclose(whole, diagonals, atol=1e-9)
+    mean = np.trace(moments, axis1=-2, axis2=-1)[..., None, None] / width
+    floor = 1e-6 * np.where(mean > 0, mean, 1) * np.eye(width)
+    expected = score_spectrum(moments + floor, factors)
+    np.testing.assert_allclose(size, expected, rtol=1e-6, atol=1e-9 * size.max())
+
+
+def test_first_directions_are_the_best_form_of_their_rank(make_moments, rng):
+    """Nothing near them is better, and what they miss is the sizes of the others."""
+    moments, factors = make_moments(K, K, K), rng.normal(size=(H, K))
+    query, size, key = decompose(moments, factors)
+
+    def miss(query, key):  # of x^T (F - A) y for independent x, y
+        form = factors[..., None] * np.eye(K) - query @ np.swapaxes(key, -1, -2)
+        return np.einsum("hkl,hkm,hmn,hln->h", form, moments[0], form, moments[1])
+
+    np.testing.assert_allclose(size, score_spectrum(moments, factors), rtol=1e-3)
+    for rank in range(1, K):
+        q, k = (query * size[:, None])[..., :rank], key[..., :rank]
+        least = miss(q, k)
+        np.testing.assert_allclose(least, np.sum(size[:, rank:] ** 2, -1), rtol=1e-3)
+        for _ in range(20):
+            near = (x * (1 + 0.01 * rng.normal(size=x.shape)) for x in (q, k))
+            assert np.all(miss(*near) > least)

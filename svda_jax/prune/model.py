@@ -110,9 +110,8 @@ def _choose(heads, rho, rank, bound):
     elif bound is not None:  # while what is left to keep is too much to lose
         needed = np.cumsum(energy[::-1])[::-1] > len(heads) * bound**2
     else:
-        needed = np.cumsum(energy) - energy < rho * energy.sum()
-    if rank is None:
-        needed &= energy > 0
+        so_far = np.cumsum(energy)
+        needed = so_far - energy < rho * so_far[-1]
     needed[: len(heads)] = True
     keep = np.zeros(len(order), bool)
     keep[order] = needed
@@ -128,7 +127,8 @@ def mask(model, directions, keep):
       keep: `[H, K]` bool for each layer.
     """
     widths = [kept.shape[-1] for kept in keep]
-    return _rebuild(model, directions, keep, widths, [None] * len(keep))
+    lengths = [np.zeros((2, *one.key.shape)) for one in directions]  # nothing to read
+    return _rebuild(model, directions, keep, widths, lengths)
 
 
 def shrink(model, directions, keep, lengths, *, norm_columns=3, multiple=1):
@@ -172,27 +172,22 @@ def _rebuild(model, directions, keep, widths, lengths):
             continue  # as it is, bit for bit
         attention, there = block.attention, params["blocks"][layer]["attention"]
         u, s, vt = np.linalg.svd(directions[layer].add_up(keep[layer]))
-        ranks = keep[layer].sum(-1)[:, None]  # [H, 1]
-        sizes = np.where(np.arange(width) < ranks, s[:, :width], 0) / attention.scale
+        ranks = keep[layer].sum(-1)
+        scoring = np.arange(width) < ranks[:, None]  # [H, width]
+        sizes = s[:, :width] * scoring / attention.scale
         if attention.start is not None:
             there["relative_sigma"] = sizes / attention.start
         for side, basis in enumerate((u, np.swapaxes(vt, -1, -2))):
             name = ("query", "key")[side]
-            columns = np.where(
-                np.arange(width) < ranks[..., None], basis[..., :width], 0
-            )
+            columns = basis[..., :width] * scoring[:, None]  # [H, K, width]
             constants = np.zeros_like(sizes)
             if attention.start is None:
                 columns *= np.sqrt(sizes)[:, None]
             elif lengths is not None:
-                for head, (rank,) in enumerate(ranks):
-                    moment = (
-                        None if lengths[layer] is None else lengths[layer][side][head]
+                for head, rank in enumerate(ranks):
+                    columns[head, :, rank:], constants[head, -1] = _stand_in(
+                        basis[head, :, rank:], lengths[layer][side][head], width - rank
                     )
-                    others, constants[head, -1] = _stand_in(
-                        basis[head, :, rank:], moment, width - rank
-                    )
-                    columns[head, :, rank:] = others
             kernel, bias = (np.float64(there[name][key]) for key in ("kernel", "bias"))
             there[name] = {
                 "kernel": np.einsum("dhk,hkl->dhl", kernel, columns),

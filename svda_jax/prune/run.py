@@ -35,6 +35,7 @@ from svda_jax.train.compiled import (
 )
 from svda_jax.train.loop import train_and_evaluate
 
+RULES = ("rho", "rank", "bound")  # of which one says how much goes
 DEFAULT_RHO = 0.99
 
 
@@ -63,7 +64,7 @@ def prune_run(
       basis: one of `model.BASES`.
       rho: see `model.choose`, as for rank, bound and pooled; one of the three rules.
       rank: likewise.
-      bound: likewise; not in the basis "sigma", whose sizes are no logits.
+      bound: likewise; in the basis "score" alone, whose sizes are logits.
       pooled: likewise.
       norm_columns: see `model.shrink`.
       multiple: likewise.
@@ -154,14 +155,14 @@ def finetune(workdir, out, *, epochs):
 
 def _check_rule(basis, rho, rank, bound, pooled):
     """The options that decide what goes, as on the command line."""
-    rules = {"rho": rho, "rank": rank, "bound": bound}
-    given = {name: value for name, value in rules.items() if value is not None}
+    rules = zip(RULES, (rho, rank, bound), strict=True)
+    given = {name: value for name, value in rules if value is not None}
     _require(
         (basis in BASES, f"--basis={basis} must be one of {', '.join(BASES)}"),
         (len(given) == 1, "one of --rho, --rank and --bound says how much goes"),
         (rho is None or 0 < rho <= 1, f"--rho={rho} must be more than 0 and at most 1"),
         (rank is None or rank > 0, f"--rank={rank} must be positive"),
-        (bound is None or 0 <= bound < np.inf, f"--bound={bound} must not be negative"),
+        (bound is None or bound >= 0, f"--bound={bound} must not be negative"),
         (
             bound is None or basis == "score",
             f"--bound={bound} is in logits, which --basis={basis} does not measure; "
@@ -280,15 +281,13 @@ def main(argv=None):
     quiet_orbax()
     options = vars(args)  # of `prune_run` too
     workdir, out = options.pop("workdir"), options.pop("out")
-    if (args.rho, args.rank, args.bound) == (None, None, None):
-        args.rho = DEFAULT_RHO
-    name = next(
-        name for name in ("rho", "rank", "bound") if vars(args)[name] is not None
-    )
+    if all(options[name] is None for name in RULES):
+        options["rho"] = DEFAULT_RHO
+    name, value = next((n, options[n]) for n in RULES if options[n] is not None)
     try:
         workdir = local_path(workdir)
         named = workdir if workdir.name.strip(".") else workdir.resolve()
-        rule = f"{name}-{vars(args)[name]:g}".removeprefix("rho-")
+        rule = f"{name}-{value:g}".removeprefix("rho-")
         out = out or named.parent / f"{named.name}-pruned-{rule}"
         text = prune_run(workdir, out, **options)
     except (UserError, FloatingPointError) as error:
