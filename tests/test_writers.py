@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from svda_jax import UserError
 from svda_jax.models.indicators import INDICATORS
 from svda_jax.run.console import evaluation_line
-from svda_jax.run.events import OF_SCORE, SCALARS, EventWriter
+from svda_jax.run.events import SCALARS, EventWriter
 from svda_jax.run.history import VARIABLES, History
 from svda_jax.run.runs import read_class_names, read_history, write_class_names
 from svda_jax.train.compiled import draw_pictures
@@ -23,8 +23,9 @@ def make_values(rng):
         for name in ("spectrum", "score_spectrum", "weight_spectrum"):
             values[name] = np.float32(rng.normal(size=(L, H, K)) + number)
         values["indicators"] = np.float32(rng.uniform(size=(6, L, H)))
-        for name in ("retained_rank", *OF_SCORE.values()):
-            values[name] = np.float32(rng.integers(1, K, size=(L, H)))
+        for name in VARIABLES:
+            if VARIABLES[name][0] == ("layer", "head"):
+                values[name] = np.float32(rng.integers(1, K, size=(L, H)))
         return values
 
     return make

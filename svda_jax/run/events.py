@@ -14,7 +14,7 @@ from svda_jax import UserError
 from svda_jax.config import flatten
 from svda_jax.models.indicators import INDICATORS
 
-# TensorBoard's tag for each of them that is a number.
+# TensorBoard's tag for each of them that is a number, or the mean of one of each head.
 SCALARS = {
     "train/loss": "train_loss",
     "train/accuracy": "train_accuracy",
@@ -24,9 +24,6 @@ SCALARS = {
     "eval/loss": "eval_loss",
     "eval/accuracy": "eval_accuracy",
     "model/orthonormality": "orthonormality",
-}
-# Likewise for those of each head, whose means over layers get tags of their own.
-OF_SCORE = {
     "score/spectral_entropy": "score_entropy",
     "score/effective_rank": "score_rank",
     "score/spectral_sparsity": "score_sparsity",
@@ -80,13 +77,11 @@ class EventWriter:
         for tag, name in SCALARS.items():
             if name in values:
                 self._add_scalar(step, tag, np.mean(values[name]))
-        tags = [f"indicators/{name}" for name in INDICATORS]
-        by_head = dict(zip(tags, values["indicators"], strict=True))
-        by_head |= {tag: values[name] for tag, name in OF_SCORE.items()}
-        for tag, heads in by_head.items():
-            self._add_scalar(step, tag, np.mean(heads))
-            for layer, mean in enumerate(np.mean(heads, axis=-1), start=1):
-                self._add_scalar(step, f"{tag}/layer_{layer}", mean)
+        for name, indicator in zip(INDICATORS, values["indicators"], strict=True):
+            self._add_scalar(step, f"indicators/{name}", indicator.mean())
+            for layer, heads in enumerate(indicator, start=1):
+                tag = f"indicators/{name}/layer_{layer}"
+                self._add_scalar(step, tag, heads.mean())
         for name in ("spectrum", "score_spectrum"):
             for layer, spectrum in enumerate(values[name], start=1):
                 there = np.asarray(spectrum)
