@@ -13,6 +13,7 @@ from svda_jax.main import one_line
 # for.
 COMMANDS = {
     "train": ("svda_jax.main:program", "Trains a Vision Transformer."),
+    "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
     "prune": ("svda_jax.prune.run:main", "Prunes a run by its spectral energy."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),

@@ -290,3 +290,33 @@ def make_config(data_dir):
         return config.lock()
 
     return make
+
+
+@pytest.fixture
+def arguments(tmp_path, data_dir):
+    """The command line of a comparison that takes seconds."""
+
+    def arguments(*flags, **options):
+        options = {
+            "num_epochs": 2,
+            "eval_every_epochs": 1,
+            "checkpoint.every_epochs": 1,
+            "model.depth": 2,
+            "model.width": 16,
+            "model.num_heads": 2,
+            "model.mlp_dim": 16,
+            "model.patch_size": 4,
+            "dataset.data_dir": data_dir,
+            "batch_size": 32,
+            "dataset.train_split": "train[:100]",
+            "dataset.eval_split": "test[:77]",
+            **options,
+        }
+        return [
+            f"--runs={tmp_path / 'runs'}",
+            f"--out={tmp_path / 'out'}",
+            *flags,
+            *(f"--config.{key}={value}" for key, value in options.items()),
+        ]
+
+    return arguments

@@ -1,7 +1,5 @@
 """The paper's comparison at toy size, from the command to tables and figures."""
 
-import functools
-import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -12,10 +10,9 @@ import xarray as xr
 from PIL import Image
 
 from experiments.paper import __main__ as reproduce
-from experiments.paper import comparison, prune, spectrum
+from experiments.paper import comparison, spectrum
 from experiments.paper import figures as paper_figures
 from svda_jax.devices.timing import spread
-from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 from svda_jax.run.runs import read_history
 from svda_jax.run.session import Session
@@ -26,36 +23,6 @@ FIGURES = (
     "figure_3_indicators_by_epoch",
     "figure_4_indicators_by_layer",
 )
-
-
-@pytest.fixture
-def arguments(tmp_path, data_dir):
-    """The command line of a comparison that takes seconds."""
-
-    def arguments(*flags, **options):
-        options = {
-            "num_epochs": 2,
-            "eval_every_epochs": 1,
-            "checkpoint.every_epochs": 1,
-            "model.depth": 2,
-            "model.width": 16,
-            "model.num_heads": 2,
-            "model.mlp_dim": 16,
-            "model.patch_size": 4,
-            "dataset.data_dir": data_dir,
-            "batch_size": 32,
-            "dataset.train_split": "train[:100]",
-            "dataset.eval_split": "test[:77]",
-            **options,
-        }
-        return [
-            f"--runs={tmp_path / 'runs'}",
-            f"--out={tmp_path / 'out'}",
-            *flags,
-            *(f"--config.{key}={value}" for key, value in options.items()),
-        ]
-
-    return arguments
 
 
 @pytest.fixture(scope="module")
@@ -317,44 +284,3 @@ def test_mean_spread_and_paired_difference():
     assert comparison.mean_and_interval(values) == "+3.000 ± 6.572"
     assert comparison.mean_and_interval(values[:1]) == "+1.000"
     assert comparison.mean_and_spread(values[3:]) == "-"
-
-
-def test_study_of_pruning(tmp_path, arguments, two_devices, monkeypatch):
-    monkeypatch.setattr(prune, "RANKS", (1, 5, 99))
-    monkeypatch.setattr(prune, "NUM_DRAWS", 2)
-    monkeypatch.setattr(prune, "PRUNED_RANK", 5)
-    rule = "--basis=score --rho=0.95"
-    monkeypatch.setattr(prune, "RULES", {rule: prune.RULES[rule]})
-    monkeypatch.setattr(prune, "prune_run", functools.partial(prune_run, repeats=1))
-    argv = arguments("--seeds=1", num_epochs=1)
-    prune.main(["prune", "--config=configs/digits.py", *argv])
-    out = tmp_path / "out" / "prune" / "digits"
-    page = (out / "README.md").read_text()
-    numbers = json.loads((out / "numbers.json").read_text())
-    for attention, (study,) in numbers.items():
-        workdir = tmp_path / "runs" / f"digits-{attention}-0"
-        original = float(read_history(workdir)["eval_accuracy"][-1])
-        assert study["original"] == pytest.approx(original, abs=1e-6)
-        assert study["ranks"] == [1, 5]
-        assert np.shape(study["limit"]) == (2, 2)
-        assert np.all(np.diff(study["foreseen"], axis=0) < 0)
-        for alone in study["alone"].values():
-            assert np.shape(alone["moved"]) == (2, 2, 8)
-        # The command does the same to the same run.
-        pruned = runs.load(workdir.with_name(f"{workdir.name}-pruned-rank-5"))
-        accuracy = float(pruned.history["eval_accuracy"][-1])
-        found = study["accuracy"]["shrunk" if attention == "svda" else "score"][1]
-        assert found == pytest.approx(accuracy, abs=1e-6)
-        assert (out / f"pruned_{attention}_seed_0.md").exists()
-    (study,) = numbers["svda"]
-    change = 100 * (study["accuracy"]["score"][0] - study["original"])
-    (first, removed), *_ = (
-        (cells(line, "1")[1], cells(line, "1")[0])
-        for line in page.splitlines()
-        if line.startswith("| 1 |")
-    )
-    assert float(removed[0]) == 87.5
-    assert float(first[0]) == pytest.approx(change, abs=0.01)
-    for name in ("figure_removed", "figure_directions", "figure_spectra"):
-        assert (out / f"{name}.svg").exists()
-        assert f"({name}.png)" in page

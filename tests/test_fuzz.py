@@ -16,7 +16,7 @@ from svda_jax.config import OPTIONS, check, flatten, load, to_json, validate
 from svda_jax.data import datasets, prepare
 from svda_jax.data.images import CorruptImageError, center_crop, decode
 from svda_jax.devices import parallel
-from svda_jax.look.predict import read_images
+from svda_jax.run.predict import read_images
 
 # What Pillow remarks on damaged metadata is no matter of pixels.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")

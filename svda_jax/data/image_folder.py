@@ -141,7 +141,7 @@ def find_images(source):
         left_out.update(beside)
     for folder in folders if parts else ():
         if not any(folder in found for found in parts.values()):
-            for path in _walk(folder, left_out):
+            for path in walk(folder, left_out):
                 left_out["its folder is no split"].append(as_text(path))
     if not parts:
         parts = {"train": [source]}
@@ -211,7 +211,7 @@ def _is_image(path):
         return False
 
 
-def _walk(folder, left_out, above=()):
+def walk(folder, left_out, above=()):
     """The images in a folder and those below it; a link to a folder above ends."""
     real = folder.resolve()
     if real in above:
@@ -219,7 +219,7 @@ def _walk(folder, left_out, above=()):
         return []
     folders, images = _list(folder, left_out)
     for below in folders:
-        images += _walk(below, left_out, (*above, real))
+        images += walk(below, left_out, (*above, real))
     return images
 
 
@@ -232,7 +232,7 @@ def _find_classes(parts, left_out):
             left_out["outside of a class's folder"].append(as_text(path))
         for folder in folders:
             above = (part.resolve(), *part.resolve().parents)
-            found[as_text(folder.name)] += _walk(folder, left_out, above)
+            found[as_text(folder.name)] += walk(folder, left_out, above)
     return dict(found)
 
 

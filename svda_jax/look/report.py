@@ -24,9 +24,9 @@ from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.look import figures
 from svda_jax.look.maps import look
-from svda_jax.look.predict import predict
 from svda_jax.models.indicators import INDICATORS, of_score
 from svda_jax.run import runs
+from svda_jax.run.predict import predict
 
 NUM_PICTURED = 4  # images that attention is shown over
 NUM_WORST = 12

@@ -259,7 +259,7 @@ class ViT(nnx.Module):
 
         Args:
           images: `[B, image_size, image_size, channels]`, 0 to 255, any dtype;
-            `look.predict.read_images` makes them of files.
+            `run.predict.read_images` makes them of files.
           dropout_keys: `[B]` PRNG keys, one an image, which turn dropout and drop path
             on. What an image meets does not depend on the batch it stands in.
           measure: (layer, trace, value, ops) -> attention and what was measured; see

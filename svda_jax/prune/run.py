@@ -18,7 +18,6 @@ from svda_jax import UserError, local_path
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat
-from svda_jax.look.predict import predict
 from svda_jax.prune import model as pruning
 from svda_jax.prune import page
 from svda_jax.prune.measure import measure_moments, measure_movement
@@ -27,6 +26,7 @@ from svda_jax.run import console, runs
 from svda_jax.run.checkpoints import Checkpoints, quiet_orbax
 from svda_jax.run.events import EventWriter
 from svda_jax.run.history import History
+from svda_jax.run.predict import predict
 from svda_jax.train.compiled import (
     create_evaluate,
     create_keys,

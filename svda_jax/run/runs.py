@@ -16,6 +16,7 @@ import os
 import pathlib
 
 import jax
+import numpy as np
 import xarray as xr
 from flax import nnx
 from ml_collections import config_dict
@@ -32,6 +33,7 @@ from svda_jax.devices import parallel
 from svda_jax.models.attention import SPECTRUM_STARTS
 from svda_jax.models.vit import ViT, abstract_params, create_graphdef
 from svda_jax.run.checkpoints import Checkpoints
+from svda_jax.run.predict import classify, read_images
 
 # What a run may go on with another value of: its length, where data lies, how it is
 # read, what is written and shown, what memory it takes. The rest says what the run is.
@@ -72,6 +74,26 @@ class Run:
     step: int
     history: xr.Dataset
     class_names: tuple[str, ...] = ()
+
+    def predict(self, files):
+        """What the model says of a file that `predict.read_images` reads, or several.
+
+        Returns:
+          A dict from class to probability, most probable first, or a list of them.
+          Classes without names are numbers.
+        """
+        found = self.classify(read_images(files, self.config))
+        return found[0] if isinstance(files, (str, os.PathLike)) else found
+
+    def classify(self, images):
+        """The same of images, `[n, S, S, channels]`, 0 to 255: a list."""
+        rows = classify(self.model, images)
+        names = self.class_names or tuple(map(str, range(rows.shape[1])))
+        order = np.argsort(-rows, axis=-1, kind="stable")
+        return [
+            {names[label]: float(row[label]) for label in labels}
+            for row, labels in zip(rows, order, strict=True)
+        ]
 
 
 def config_path(workdir):

@@ -1,0 +1,212 @@
+"""What a run says of image files, and where it looked.
+
+    python -m svda_jax predict --workdir runs/digits-svda-0 cat.jpg photos/
+    find . -name '*.png' | python -m svda_jax predict --workdir RUN --json -
+
+A line a file: its most probable classes. Folders are searched for images, "-" reads
+paths from standard input. --explain also writes a picture a file: attention followed
+through all layers, over the image, and that of the heads without which the model would
+be least sure of its answer. Files that cannot be read are named at the end, and the
+exit code is 1; the others go on.
+"""
+
+import argparse
+import collections
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from flax import nnx
+from matplotlib.figure import Figure
+
+from svda_jax import UserError, local_path
+from svda_jax.data.image_folder import walk
+from svda_jax.look.figures import to_png
+from svda_jax.look.maps import look
+from svda_jax.run import runs
+from svda_jax.run.checkpoints import quiet_orbax
+from svda_jax.run.predict import read_images
+
+NUM_HEADS = 3  # that a picture shows
+_BATCH = 64
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def head_effects(params, image, label, *, graphdef):
+    """What each head does for a class: the logit of the class, less that without it.
+
+    Args:
+      params: the model's parameters.
+      image: `[S, S, channels]`, 0 to 255.
+      label: of the class.
+      graphdef: from `vit.create_graphdef`.
+
+    Returns:
+      `[L, H]` float32: positive where the model is less sure without the head.
+    """
+    blocks = params["blocks"]
+    num_heads = blocks[0]["attention"]["out"]["kernel"].shape[0]
+    shape = len(blocks), num_heads
+
+    def logit(keep):
+        """Of the model whose heads are multiplied by `[L, H]`."""
+        kept = {}
+        for layer, weights in enumerate(keep):
+            attention = blocks[layer]["attention"]
+            kernel = attention["out"]["kernel"] * weights[:, None, None]
+            out = attention["out"] | {"kernel": kernel}
+            kept[layer] = blocks[layer] | {"attention": attention | {"out": out}}
+        return nnx.merge(graphdef, params | {"blocks": kept})(image[None])[0][0, label]
+
+    without = 1 - jnp.eye(shape[0] * shape[1]).reshape(-1, *shape)
+    effects = logit(jnp.ones(shape)) - jax.lax.map(logit, without)
+    return effects.reshape(shape)
+
+
+def draw(image, rollout, maps, effects, title):
+    """An image, its attention rollout over it, and the attention of the main heads.
+
+    Args:
+      image: `[S, S, channels]` uint8.
+      rollout: `[g, g]`, 1 where attention is uniform.
+      maps: `[L, H, g, g]`, likewise.
+      effects: from `head_effects`.
+      title: of the image.
+    """
+    order = np.argsort(-effects, axis=None)[:NUM_HEADS]
+    heads = [np.unravel_index(place, effects.shape) for place in order]
+    panels = [(rollout, "attention, all layers")] + [
+        (
+            maps[layer, head],
+            f"layer {layer + 1}, head {head + 1}\n{effects[layer, head]:+.2f} logits",
+        )
+        for layer, head in heads
+    ]
+    count = 1 + len(panels)
+    figure = Figure(figsize=(2.2 * count, 2.9), layout="constrained")
+    axes = figure.subplots(1, count)
+    grey = image.shape[-1] == 1
+    for ax in axes:
+        ax.imshow(image[..., 0] if grey else image, cmap="gray")
+        ax.set_axis_off()
+    axes[0].set_title(title, fontsize=9).set_parse_math(False)
+    side = image.shape[0]
+    for ax, (attention, said) in zip(axes[1:], panels, strict=True):
+        # Factors of two about what uniform attention gives.
+        picture = ax.imshow(
+            np.log2(np.maximum(attention, 1 / 16)),
+            extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+            cmap="coolwarm",
+            vmin=-3,
+            vmax=3,
+            alpha=0.6,
+        )
+        ax.set_title(said, fontsize=9)
+    bar = figure.colorbar(picture, ax=axes[1:], shrink=0.8)
+    bar.set_ticks(range(-3, 4), labels=["1/8", "1/4", "1/2", "1", "2", "4", "8"])
+    bar.set_label("attention (1 = uniform)", fontsize=8)
+    return figure
+
+
+def find_files(names):
+    """The files of names: files, folders of images, and "-" for lines of paths.
+
+    Raises:
+      UserError: there is no such file, or a folder has no images.
+    """
+    files = []
+    for name in names:
+        if name == "-":
+            files += [
+                local_path(line.rstrip("\n")) for line in sys.stdin if line.strip()
+            ]
+            continue
+        path = local_path(name)
+        if path.is_dir():
+            found = sorted(walk(path, collections.defaultdict(list)))
+            if not found:
+                raise UserError(f"{name} has no images")
+            files += found
+        else:
+            files.append(path)
+    return files
+
+
+def main(argv=None):
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m svda_jax predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, help="the run's folder")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, -")
+    parser.add_argument("--top", type=int, default=3, help="classes of each file")
+    parser.add_argument("--json", action="store_true", help="a JSON object a file")
+    parser.add_argument("--explain", action="store_true", help="draw where it looked")
+    parser.add_argument("--out", default="explained", help="folder of the pictures")
+    args = parser.parse_args(argv)
+    logging.set_verbosity(logging.ERROR)
+    quiet_orbax()
+    if args.top < 1:
+        raise UserError(f"--top={args.top} must be positive")
+    out = local_path(args.out) if args.explain else None
+    if out and out.exists():
+        raise UserError(f"{out} exists; give another --out or remove it")
+    files = find_files(args.images)
+    run = runs.load(args.workdir)
+    failed = []
+    for start in range(0, len(files), _BATCH):
+        failed += _say(run, files[start : start + _BATCH], args, out)
+    for error in failed:
+        print(f"error: {error}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+def _say(run, files, args, out):
+    """Prints a line for each file that can be read; what was wrong with the others."""
+    readable, failed = [], []
+    for file in files:
+        try:
+            readable.append((file, read_images(file, run.config)[0]))
+        except UserError as error:
+            failed.append(error)
+    if not readable:
+        return failed
+    images = np.stack([image for _, image in readable])
+    for (file, image), found in zip(readable, run.classify(images), strict=True):
+        best = dict(list(found.items())[: args.top])
+        picture = out and _explain(run, file, image, next(iter(best.items())), out)
+        if args.json:
+            said = {"file": str(file), "classes": best}
+            said |= {"picture": str(picture)} if picture else {}
+            print(json.dumps(said), flush=True)
+        else:
+            classes = "  ".join(f"{share:6.1%} {name}" for name, share in best.items())
+            print(
+                f"{file}  {classes}" + (f"  {picture}" if picture else ""), flush=True
+            )
+    return failed
+
+
+def _explain(run, file, image, best, out):
+    """Writes the picture of a file; its path."""
+    name, share = best
+    label = run.class_names.index(name) if run.class_names else int(name)
+    graphdef, params = nnx.split(run.model, nnx.Param)
+    params = nnx.to_pure_dict(params)
+    _, maps, rollout = jax.device_get(look(params, image[None], graphdef=graphdef))
+    effects = np.asarray(head_effects(params, image, label, graphdef=graphdef))
+    figure = draw(image, rollout[0], maps[0], effects, f"{name} ({share:.0%})")
+    out.mkdir(parents=True, exist_ok=True)
+    names = (
+        f"{file.stem}{end}.png" for end in ("", *map("-{}".format, range(2, 10**6)))
+    )
+    path = next(out / name for name in names if not (out / name).exists())
+    runs.write_atomically(path, to_png(figure, dpi=110))
+    return path

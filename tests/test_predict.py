@@ -1,0 +1,140 @@
+"""What a run says of image files: lines, JSON, pictures, and files it cannot read."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from svda_jax import UserError
+from svda_jax.look import explain
+from svda_jax.models.vit import ViT, create_graphdef
+from svda_jax.run import predict, runs
+
+
+@pytest.fixture
+def run(make_model_config, randomize, make_config):
+    config = make_model_config(image_size=6, channels=1, mean=(0.3,), std=(0.4,))
+    graphdef, params = nnx.split(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
+    model = nnx.merge(graphdef, randomize(nnx.to_pure_dict(params)))
+    names = tuple(f"class {i}" for i in range(config.num_classes))
+    options = make_config(dataset__image_size=6)
+    return runs.Run(options, model, step=0, history=None, class_names=names)
+
+
+@pytest.fixture
+def files(tmp_path, rng):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.bmp", "c.png"):
+        pixels = rng.integers(0, 256, size=(9, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture
+def say(run, monkeypatch, capsys):
+    """The exit code of the command line, its lines, and its errors."""
+    monkeypatch.setattr(explain.runs, "load", lambda workdir: run)
+
+    def say(*argv):
+        with pytest.raises(SystemExit) as exit_:
+            explain.main(["--workdir=run", *map(str, argv)])
+        out, err = capsys.readouterr()
+        return exit_.value.code, out.splitlines(), err.splitlines()
+
+    return say
+
+
+def test_probabilities_are_the_models(run, files):
+    images = predict.read_images(files, run.config)
+    logits, _ = run.model(images)
+    expected = np.asarray(nnx.softmax(logits))
+    found = run.predict(files)
+    for row, one in zip(expected, found, strict=True):
+        assert list(one.values()) == sorted(one.values(), reverse=True)
+        for label, name in enumerate(run.class_names):
+            assert one[name] == pytest.approx(row[label], abs=1e-6)
+    assert run.predict(str(files[0])) == pytest.approx(found[0], abs=1e-6)
+    small = predict.classify(run.model, images, batch_size=2)
+    np.testing.assert_allclose(small, expected, atol=1e-6)
+
+
+def test_lines_of_files_folders_and_standard_input(run, files, say, monkeypatch):
+    code, lines, errors = say(files[0].parent)
+    assert (code, errors) == (0, [])
+    best, share = next(iter(run.predict(files[1]).items()))
+    assert lines[1].startswith(f"{files[1]}  ")
+    assert f"{share:.1%} {best}" in lines[1]
+    text = io.StringIO(f"{files[2]}\n\n{files[0]}\n")
+    monkeypatch.setattr("sys.stdin", text)
+    code, lines, _ = say("--json", "--top=2", "-")
+    said = [json.loads(line) for line in lines]
+    assert [one["file"] for one in said] == [str(files[2]), str(files[0])]
+    assert list(said[0]["classes"]) == list(run.predict(files[2]))[:2]
+
+
+def test_others_go_on_where_a_file_cannot_be_read(files, say, tmp_path):
+    files[1].write_text("no image")
+    code, lines, errors = say(files[0].parent, tmp_path / "no.png")
+    assert code == 1
+    assert [line.split("  ")[0] for line in lines] == [str(files[0]), str(files[2])]
+    assert len(errors) == 2
+    assert errors[0].startswith(f"error: {files[1]} cannot be read as an image")
+
+
+def test_pictures(files, say, tmp_path):
+    out = tmp_path / "out"
+    folder = files[0].parent / "more"
+    folder.mkdir()
+    Image.open(files[0]).save(folder / "a.png")
+    code, lines, _ = say(files[0], folder, "--explain", f"--out={out}")
+    assert code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["a-2.png", "a.png"]
+    assert lines[1].endswith(str(out / "a-2.png"))
+    with pytest.raises(UserError, match="out exists; give another --out"):
+        explain.main(["--workdir=run", str(files[0]), "--explain", f"--out={out}"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["--top=0", "a.png"], "--top=0 must be"), (["."], "has no images")],
+)
+def test_bad_input(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        explain.main(["--workdir=run", *argv])
+
+
+def test_effect_of_a_head_is_that_of_its_absence(run, files):
+    image = predict.read_images(files[0], run.config)[0]
+    graphdef = create_graphdef(run.model.config)
+    params = nnx.to_pure_dict(nnx.state(run.model, nnx.Param))
+    effects = explain.head_effects(params, image, 2, graphdef=graphdef)
+    whole = run.model(image[None])[0][0, 2]
+    for layer, head in np.ndindex(effects.shape):
+        kernel = run.model.blocks[layer].attention.out.kernel
+        before = kernel[...]
+        kernel[...] = before.at[head].set(0)
+        expected = whole - run.model(image[None])[0][0, 2]
+        kernel[...] = before
+        assert effects[layer, head] == pytest.approx(float(expected), abs=1e-4)
+    assert np.abs(effects).max() > 1e-2
+
+
+def test_picture_shows_the_heads_that_do_most(rng):
+    image = rng.integers(0, 256, size=(6, 6, 3), dtype=np.uint8)
+    maps = rng.uniform(0.1, 4, size=(2, 3, 3, 3))
+    effects = np.array([[0.1, 3, -5], [2, 0, 1]])
+    figure = explain.draw(image, maps[0, 0], maps, effects, "$a_{$")
+    titles = [ax.get_title() for ax in figure.axes[:-1]]
+    assert titles[2:] == [
+        "layer 1, head 2\n+3.00 logits",
+        "layer 2, head 1\n+2.00 logits",
+        "layer 2, head 3\n+1.00 logits",
+    ]
+    shown = figure.axes[2].images[1].get_array()
+    np.testing.assert_allclose(shown, np.log2(maps[0, 1]))
+    figure.canvas.draw()
