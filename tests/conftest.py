@@ -32,6 +32,7 @@ from selenium import webdriver
 
 from svda_jax.config import recipe
 from svda_jax.data.datasets import open_builder
+from svda_jax.data.in_memory import Examples, InMemory
 from svda_jax.data.splits import Split
 from svda_jax.devices import parallel
 from svda_jax.models.vit import ViTConfig
@@ -320,3 +321,12 @@ def arguments(tmp_path, data_dir):
         ]
 
     return arguments
+
+
+@pytest.fixture
+def five(rng):
+    """Five images, and a split of them in two batches, the second partly masked."""
+    images = rng.integers(0, 256, size=(5, 6, 6, 2)).astype(np.uint8)
+    examples = Examples(images, np.zeros(5, np.int32), (), {})
+    mesh = parallel.create_mesh(jax.devices()[:1])
+    return images, InMemory(examples, batch_size=3, mesh=mesh)

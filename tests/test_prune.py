@@ -9,8 +9,6 @@ import pytest
 import reference
 from flax import nnx
 
-from svda_jax.data.in_memory import Examples, InMemory
-from svda_jax.devices import parallel
 from svda_jax.models.attention import orthonormality_penalty
 from svda_jax.models.vit import ViT, count_macs, count_parameters
 from svda_jax.prune.measure import measure_moments
@@ -26,16 +24,13 @@ EVERY += [("softmax", "score"), ("softmax", "weights")]
 
 
 @pytest.fixture
-def images(rng):
-    return rng.integers(0, 256, size=(5, 6, 6, 2)).astype(np.uint8)
+def images(five):
+    return five[0]
 
 
 @pytest.fixture
-def data(images):
-    """Of two batches, the second partly masked."""
-    examples = Examples(images, np.zeros(5, np.int32), (), {})
-    mesh = parallel.create_mesh(jax.devices()[:1])
-    return InMemory(examples, batch_size=3, mesh=mesh)
+def data(five):
+    return five[1]
 
 
 @pytest.fixture

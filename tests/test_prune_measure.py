@@ -1,13 +1,10 @@
 """What pruning measures over images, against loops in float64."""
 
-import jax
 import numpy as np
 import pytest
 import reference
 from flax import nnx
 
-from svda_jax.data.in_memory import Examples, InMemory
-from svda_jax.devices import parallel
 from svda_jax.models.vit import ViT
 from svda_jax.prune import measure
 
@@ -15,16 +12,13 @@ L, H, K = 2, 3, 5
 
 
 @pytest.fixture
-def images(rng):
-    return rng.integers(0, 256, size=(5, 6, 6, 2)).astype(np.uint8)
+def images(five):
+    return five[0]
 
 
 @pytest.fixture
-def data(images):
-    """Of two batches, the second partly masked."""
-    examples = Examples(images, np.zeros(5, np.int32), (), {})
-    mesh = parallel.create_mesh(jax.devices()[:1])
-    return InMemory(examples, batch_size=3, mesh=mesh)
+def data(five):
+    return five[1]
 
 
 @pytest.fixture(params=["svda", "softmax"])

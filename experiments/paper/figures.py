@@ -60,7 +60,7 @@ def accuracy(comparisons):
                 values = [100 * history["eval_accuracy"] for history in histories]
                 label = f"{NAMES[variant]}, {_count(histories)}"
                 _band(ax, histories[0].epoch, values, color, _STYLES[variant], label)
-        _style(ax, comparison.name, "epoch", "accuracy (%)")
+        style_axes(ax, comparison.name, "epoch", "accuracy (%)")
         ax.legend(frameon=False, fontsize=8, loc="lower right")
     for ax in axes.flat[len(comparisons) :]:
         ax.remove()
@@ -86,7 +86,7 @@ def time_per_epoch(comparisons):
         if comparison.overhead:
             added = 100 * (comparison.overhead.median - 1)
             title += f"\na step in turn: {added:+.1f} % for SVDA"
-        _style(ax, title, "", "seconds an epoch")
+        style_axes(ax, title, "", "seconds an epoch")
         ax.set_xticks(range(len(NAMES)), NAMES.values())
     return figure
 
@@ -147,7 +147,7 @@ def _draw(ax, comparisons, variant, name, over, of_score, title):
         marker = "osD^"[i % 4] if over == "layer" else ""
         style = ("-", "--", "-.", ":")[i % 4]
         _band(ax, x, values, KINDS[i], style, comparison.name, marker)
-    _style(ax, title, over, INDICATORS[name].unit)
+    style_axes(ax, title, over, INDICATORS[name].unit)
     if over == "layer":
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -226,7 +226,8 @@ def _band(ax, x, values, color, style, label, marker=""):
     ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
 
 
-def _style(ax, title, x, y):
+def style_axes(ax, title, x, y):
+    """Title and labels of a panel, in small print."""
     ax.set_title(title, fontsize=7.5).set_parse_math(False)
     ax.set_xlabel(x, fontsize=8)
     ax.set_ylabel(y, fontsize=8)

@@ -4,7 +4,7 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from experiments.paper.figures import NAMES
+from experiments.paper.figures import NAMES, style_axes
 from svda_jax.look.figures import KINDS
 
 # What is drawn of whom: attention, key of "accuracy", what it is called.
@@ -31,7 +31,7 @@ def removed(studies):
         for line, color, style in zip(lines, KINDS, _STYLES, strict=False):
             _plot(ax, studies, line, color, style)
         ax.axhline(0, color="0.6", lw=0.8)
-        _style(ax, "", "directions removed (%)", "change of accuracy (points)")
+        style_axes(ax, "", "directions removed (%)", "change of accuracy (points)")
         ax.set_yscale("symlog", linthresh=1)
         ticks = [1, 0, -1, -2, -5, -10, -20, -50]
         ax.set_yticks(ticks, [str(tick) for tick in ticks])
@@ -67,7 +67,7 @@ def point(studies):
             x, share.mean(0), style, color=color, label=NAMES[attention], markersize=4
         )
         left.fill_between(x, share.min(0), share.max(0), color=color, alpha=0.2, lw=0)
-    _style(
+    style_axes(
         left,
         "The score of a head lies in few of its directions",
         "directions of a head, strongest first",
@@ -83,7 +83,7 @@ def point(studies):
         _plot(right, studies, line, color, style)
     right.axhline(0, color="0.6", lw=0.8)
     right.set_ylim(-20, 2)
-    _style(
+    style_axes(
         right,
         "Most can go, without any training",
         "directions removed (%)",
@@ -120,7 +120,7 @@ def directions(studies):
                 basis
             ]
             title = f"layer {layer + 1}: rank correlation {rank[layer]:.2f}"
-            _style(ax, title, name, "class logits move by" if layer == 0 else "")
+            style_axes(ax, title, name, "class logits move by" if layer == 0 else "")
             ax.minorticks_off()
     return figure
 
@@ -141,11 +141,3 @@ def correlations(study, basis, read):
         scipy.stats.spearmanr(np.ravel(size), np.ravel(other)).statistic
         for size, other in zip(alone["size"], read(alone), strict=True)
     ]
-
-
-def _style(ax, title, x, y):
-    ax.set_title(title, fontsize=8.5)
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    ax.tick_params(labelsize=7)
-    ax.spines[["top", "right"]].set_visible(False)

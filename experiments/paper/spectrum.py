@@ -29,7 +29,7 @@ from experiments.paper.comparison import (
     train,
     writing,
 )
-from experiments.paper.figures import NAMES, save
+from experiments.paper.figures import NAMES, save, style_axes
 from svda_jax import UserError
 from svda_jax.devices.memory import keep_memory
 from svda_jax.look.figures import KINDS
@@ -210,7 +210,7 @@ def draw_rates(comparison):
         ax.set_xticks(RATES, [str(scale) for scale in RATES])
         ax.minorticks_off()
         title = name if "%" in name else f"effective rank of\n{name}"
-        _style(ax, title, "learning rate of sigma, times", "")
+        style_axes(ax, title, "learning rate of sigma, times", "")
     return figure
 
 
@@ -249,17 +249,11 @@ def draw_ranks(comparison, tables):
                     fontsize=5.5,
                 )
             ax.plot([], [], marker, color=color, markersize=4, label=NAMES[attention])
-        _style(ax, PARTS[part], "effective rank of the score by data", "accuracy (%)")
+        style_axes(
+            ax, PARTS[part], "effective rank of the score by data", "accuracy (%)"
+        )
         ax.legend(frameon=False, fontsize=7)
     return figure
-
-
-def _style(ax, title, x, y):
-    ax.set_title(title, fontsize=8)
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    ax.tick_params(labelsize=7)
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def _page(comparison, tables, figures, command):
