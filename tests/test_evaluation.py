@@ -8,12 +8,14 @@ import pytest
 import reference
 from flax import nnx
 
+from svda_jax.config import recipe
 from svda_jax.data.in_memory import Examples, InMemory
 from svda_jax.devices import parallel
 from svda_jax.models import indicators as I
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT, create_graphdef
-from svda_jax.train.compiled import create_evaluate
+from svda_jax.run.events import EventWriter
+from svda_jax.train.compiled import create_evaluate, draw_pictures
 
 
 def assert_close(actual, expected):
@@ -79,6 +81,24 @@ def test_evaluation_is_the_mean_over_single_images(
     again = evaluate(params)
     for name, value in measured.items():
         np.testing.assert_array_equal(value, again[name])
+
+
+def test_evaluation_of_a_score_that_is_not_finite_says_nan(
+    make_model_config, make_params, tmp_path
+):
+    params = make_params(make_model_config())
+    bias = params["blocks"][1]["attention"]["query"]["bias"]
+    params["blocks"][1]["attention"]["query"]["bias"] = bias.at[0].set(np.inf)
+    measured = evaluation(make_model_config(), 8)[0](params)
+    for name in ("score_spectrum", "score_entropy", "score_strength"):
+        assert np.isfinite(measured[name][0]).all(), name
+        assert np.isnan(measured[name][1, 0]).all(), name
+        assert np.isfinite(measured[name][1, 1:]).all(), name
+    of_none = measured | {"score_spectrum": np.full((2, 3, 5), np.nan)}
+    assert np.isnan(I.of_score(of_none["score_spectrum"])["score_strength"]).all()
+    draw_pictures([], [], [], of_none)
+    with EventWriter(tmp_path, recipe("digits"), last_step=0) as events:
+        events.write(1, of_none)
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])

@@ -102,7 +102,8 @@ def test_pruned_run_is_a_run(trained, monkeypatch, capsys, no_report_pictures):
     assert run.model.config == expected.config != original.model.config
     assert_same_arrays(params_of(run.model), params_of(expected))
     # The page has its numbers.
-    assert page.startswith("# svda, pruned with --rho=0.8 --basis=score\n")
+    rule = "--rho=0.8 --basis=score --norm_columns=1 --multiple=1"
+    assert page.startswith(f"# svda, pruned with {rule}\n")
     gone = 1 - np.mean(keep)
     assert f"{gone:.1%} of the directions" in page
     assert f"{100 * float(run.history['eval_accuracy'][-1]):.2f} |" in page
@@ -123,7 +124,7 @@ def test_pruned_run_is_a_run(trained, monkeypatch, capsys, no_report_pictures):
     page = write_report(out, compare=workdir).read_text()
     assert page.count("<h2>Pruned</h2>") == 1
     assert page.count('alt="directions kept"') == 1
-    assert "<code>--rho=0.8 --basis=score</code>" in page
+    assert f"<code>{rule}</code>" in page
     took = json.loads(runs.pruning_path(out).read_text())
     del took["rule"]
     runs.pruning_path(out).write_text(json.dumps({**took, "rho": 0.7}))
@@ -159,6 +160,7 @@ def test_softmax_run_is_pruned_in_its_own_folder(
     out = workdir.with_name("softmax-pruned-rank-4")
     assert runs.load(out).model.config.qk_dim == (4, 4)
     np.testing.assert_array_equal(read_kept(out), np.full((L, H), 4))
+    assert "lengths" not in (out / "prune.md").read_text()  # which it has not
 
 
 def test_options_decide_what_goes_and_what_stays_in_the_lengths(
@@ -171,7 +173,7 @@ def test_options_decide_what_goes_and_what_stays_in_the_lengths(
     assert np.any(foreseen > 0.01)
     options = {"rank": 5, "basis": "weights"}
     page = prune_run(workdir, tmp_path / "pooled", **options, pooled=True)
-    assert "pruned with --rank=5 --basis=weights --pooled\n" in page
+    assert "--rank=5 --basis=weights --pooled --norm_columns=3" in page
     assert "in brackets" not in page  # those sizes are no logits
     kept = read_kept(tmp_path / "pooled")
     assert kept.sum() == 5 * L * H

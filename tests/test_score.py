@@ -178,6 +178,29 @@ def test_entropy_of_a_score_of_no_or_one_direction_has_a_finite_gradient(rng):
     assert all(np.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("size", [1e-10, 1.0, 1e12])
+def test_entropy_and_its_gradient_know_no_size_of_the_score(rng, size):
+    moments = jnp.float32(weigh_moments(*rng.normal(size=(2, 7, H, K)), unit=True))
+    factors = jnp.float32(rng.normal(size=(H, K)))
+
+    def entropy(factors):
+        return jnp.sum(collision_entropy(moments, factors))
+
+    value, gradient = jax.value_and_grad(entropy)(size * factors)
+    np.testing.assert_allclose(value, entropy(factors), rtol=1e-5)
+    np.testing.assert_allclose(size * gradient, jax.grad(entropy)(factors), rtol=1e-3)
+
+
+@pytest.mark.parametrize("what", ["moments", "factors"])
+def test_spectrum_of_a_head_that_is_not_finite_is_nan(make_moments, rng, what):
+    found = {"moments": make_moments(K, K, K), "factors": rng.normal(size=(H, K))}
+    expected = score_spectrum(**found)
+    found[what][(1, 0, 2, 3) if what == "moments" else (0, 3)] = np.inf
+    spectrum = score_spectrum(**found)
+    assert np.isnan(spectrum[0]).all()
+    np.testing.assert_array_equal(spectrum[1], expected[1])
+
+
 @pytest.fixture
 def make_moments(rng):
     """Makes `[2, H, K, K]` of vectors in random subspaces of those dimensions."""

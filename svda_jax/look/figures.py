@@ -169,7 +169,7 @@ def spectra(spectrum, label="|spectrum|"):
             )
         ax.set_title(f"layer {layer + 1}", fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes[0, 0].set_ylim(0, 1.05 * max(float(np.nanmax(magnitude)), 1e-6))
+    axes[0, 0].set_ylim(0, 1.05 * np.nanmax(magnitude, initial=1e-6))
     for ax in axes.flat[num_layers:]:
         ax.remove()
     figure.supxlabel("direction, by size", fontsize=9)

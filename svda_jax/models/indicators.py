@@ -271,7 +271,7 @@ def of_score(spectrum):
     Returns:
       A dict of `[L, H]`; the strength is the root of the sum of squares, in logits.
     """
-    layers = [_of_score(heads[:, np.isfinite(heads[0])]) for heads in spectrum]
+    layers = [_of_score(s[:, : np.isfinite(s).sum(-1).max() or None]) for s in spectrum]
     return jax.tree.map(lambda *layers: np.stack(layers), *jax.device_get(layers))
 
 

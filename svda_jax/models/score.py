@@ -7,6 +7,7 @@ own, the same for every choice of coordinates and of one unit for both attention
 Axes: H heads, K directions, D width.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -52,14 +53,19 @@ def score_spectrum(moments, factors):
         `attention.diagonal`.
 
     Returns:
-      `[..., H, K]` float64, largest first, in logits.
+      `[..., H, K]` float64, largest first, in logits; NaN for a head of which a number
+      is not finite.
 
     Source: Eckart & Young 1936, for the metric of the data.
     """
+    finite = np.isfinite(moments).all((-4, -2, -1)) & np.isfinite(factors).all(-1)
+    moments = np.where(finite[..., None, :, None, None], moments, 0)
+    factors = np.where(finite[..., None], factors, 0)
     values, vectors = _roots(moments)
     query, key = values[..., None] * np.swapaxes(vectors, -1, -2)
     core = query * np.float64(factors)[..., None, :] @ np.swapaxes(key, -1, -2)
-    return np.linalg.svd(core, compute_uv=False)
+    spectrum = np.linalg.svd(core, compute_uv=False)
+    return np.where(finite[..., None], spectrum, np.nan)
 
 
 def decompose(moments, factors):
@@ -123,7 +129,11 @@ def collision_entropy(moments, factors):
     query, key = jnp.moveaxis(moments, -4, 0)
     product = query * factors[..., None, :] @ (key * factors[..., None, :])
     energy = jnp.trace(product, axis1=-2, axis2=-1)
-    product = product / jnp.where(energy > 0, energy, 1)[..., None, None]
+    # No size of the whole score changes p; a gradient through it would square it.
+    size = jax.lax.stop_gradient(jnp.where(energy > 0, energy, 1))[..., None, None]
+    product = product / size
+    share = jnp.trace(product, axis1=-2, axis2=-1)  # 1
+    product = product / jnp.where(energy > 0, share, 1)[..., None, None]
     purity = jnp.sum(product * jnp.swapaxes(product, -1, -2), (-2, -1))
     purity = jnp.where(energy > 0, purity, 1 / factors.shape[-1])
     return -jnp.log(purity)

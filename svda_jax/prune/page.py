@@ -38,12 +38,15 @@ def compare(keep, models, values, logits, seconds):
     lines += [f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items()]
     apart = np.abs(logits["masked"] - logits["shrunk"])
     same = np.mean(logits["masked"].argmax(-1) == logits["shrunk"].argmax(-1))
+    svda = models["shrunk"].config.attention == "svda"
     return [
         *lines,
         "",
-        "Masked, lengths are as they were; shrunk, they are estimated. The two models' "
-        f"class logits are {apart.mean():.3g} apart in the mean and {apart.max():.3g} "
-        f"at most, and they agree on the class of {same:.2%} of the images.",
+        "Masked, lengths are as they were; shrunk, they are estimated. "
+        * svda
+        + "The masked and the shrunk model's class logits are "
+        f"{apart.mean():.3g} apart in the mean and {apart.max():.3g} at most, and "
+        f"they agree on the class of {same:.2%} of the images.",
     ]
 
 
@@ -60,7 +63,9 @@ def describe(keep, config, basis, sizes, moved):
     heads = [f"head {h + 1}" for h in range(len(keep[0]))]
     lines = [
         "Directions kept, head by head; the width of a layer has as many as its widest "
-        "head keeps and, with SVDA, columns that stand in the lengths:",
+        "head keeps"
+        + " and columns that stand in the lengths" * (config.attention == "svda")
+        + ":",
         "",
         f"| layer | width | {' | '.join(heads)} |",
         "|---" * (2 + len(heads)) + "|",

@@ -100,6 +100,7 @@ def prune_run(
     sizes = [one.size for one in directions]
     keep = choose(sizes, rho=rho, rank=rank, bound=bound, pooled=pooled)
     options = {"norm_columns": norm_columns, "multiple": multiple}
+    rule += "".join(f" --{name}={value}" for name, value in options.items())
     models = {
         "original": model,
         "masked": mask(model, directions, keep),

@@ -86,6 +86,8 @@ class EventWriter:
             for layer, spectrum in enumerate(values[name], start=1):
                 there = np.asarray(spectrum)
                 there = there[np.isfinite(there)]
+                if not there.size:
+                    continue  # a score that is not finite
                 histogram = summary.histogram(f"{name}/layer_{layer}", there, bins=30)
                 self._add(step, summary=histogram)
         self._flush()
