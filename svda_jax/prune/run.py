@@ -93,6 +93,8 @@ def prune_run(
         for kind in ("train", "eval")
     )
     moments, lengths = measure_moments(model, training)
+    if not all(np.isfinite(one).all() for one in (*moments, *lengths)):
+        raise UserError(f"{workdir} has queries or keys that are not finite")
     directions = [
         split(block.attention, basis, one)
         for block, one in zip(model.blocks, moments, strict=True)
@@ -163,7 +165,7 @@ def _check_rule(basis, rho, rank, bound, pooled):
         (len(given) == 1, "one of --rho, --rank and --bound says how much goes"),
         (rho is None or 0 < rho <= 1, f"--rho={rho} must be more than 0 and at most 1"),
         (rank is None or rank > 0, f"--rank={rank} must be positive"),
-        (bound is None or bound >= 0, f"--bound={bound} must not be negative"),
+        (bound is None or bound >= 0, f"--bound={bound} must be 0 or more"),
         (
             bound is None or basis == "score",
             f"--bound={bound} is in logits, which --basis={basis} does not measure; "
@@ -265,8 +267,9 @@ def main(argv=None):
     parser.add_argument(
         "--basis", default="score", help=f"what directions are: {', '.join(BASES)}"
     )
-    parser.add_argument("--rho", type=float, help="share kept of the energy, or")
-    parser.add_argument("--rank", type=int, help="directions kept of a head, or")
+    rho = f"share kept of the energy; {DEFAULT_RHO} where no rule is given"
+    parser.add_argument("--rho", type=float, help=rho)
+    parser.add_argument("--rank", type=int, help="directions kept of a head")
     parser.add_argument("--bound", type=float, help="logits that scores may move by")
     parser.add_argument(
         "--pooled", action="store_true", help="one budget for all heads together"
