@@ -7,29 +7,31 @@ from matplotlib.figure import Figure
 from experiments.paper.figures import NAMES, style_axes
 from svda_jax.look.figures import KINDS
 
-# What is drawn of whom: attention, key of "accuracy", what it is called.
+# Those of softmax attention and of SVDA, in all figures.
+_COLORS = dict(zip(NAMES, KINDS, strict=False))
+# What is drawn: attention, key of "accuracy", what it is called, color, style.
 MASKED = (
-    ("svda", "score", "SVDA, least of the score"),
-    ("svda", "weights", "SVDA, of the score by weights"),
-    ("svda", "sigma", "SVDA, smallest |sigma|"),
-    ("svda", "random", "SVDA, at random"),
-    ("softmax", "score", "softmax, least of the score"),
-    ("softmax", "weights", "softmax, singular values of W_q W_k^T"),
+    ("svda", "score", "SVDA, least of the score", _COLORS["svda"], "o-"),
+    ("svda", "weights", "SVDA, of the score by weights", KINDS[4], "D-"),
+    ("svda", "sigma", "SVDA, smallest |sigma|", KINDS[2], "^:"),
+    ("svda", "random", "SVDA, at random", "0.5", "v-."),
+    ("softmax", "score", "softmax, least of the score", _COLORS["softmax"], "s--"),
+    ("softmax", "weights", "softmax, least of W_q W_k^T", KINDS[5], "P--"),
 )
 SHRUNK = (
-    ("svda", "score", "masked"),
-    ("svda", "shrunk", "shrunk, lengths kept"),
-    ("svda", "short", "shrunk, lengths without what went"),
+    ("svda", "score", "masked", _COLORS["svda"], "o-"),
+    ("svda", "shrunk", "shrunk, lengths kept", KINDS[3], "s--"),
+    ("svda", "short", "shrunk, lengths without what went", KINDS[2], "^:"),
 )
-_STYLES = ("o-", "s--", "^:", "v-.", "D-", "P--")
+_POINT = (0, 2, 3, 4)  # of `MASKED`
 
 
 def removed(studies):
     """Change of accuracy over the share of directions removed, masked and shrunk."""
     figure = Figure(figsize=(9, 4), layout="constrained")
     for ax, lines in zip(figure.subplots(1, 2), (MASKED, SHRUNK), strict=True):
-        for line, color, style in zip(lines, KINDS, _STYLES, strict=False):
-            _plot(ax, studies, line, color, style)
+        for line in lines:
+            _plot(ax, studies, *line)
         ax.axhline(0, color="0.6", lw=0.8)
         style_axes(ax, "", "directions removed (%)", "change of accuracy (points)")
         ax.set_yscale("symlog", linthresh=1)
@@ -40,8 +42,7 @@ def removed(studies):
     return figure
 
 
-def _plot(ax, studies, line, color, style):
-    attention, name, label = line
+def _plot(ax, studies, attention, name, label, color, style):
     runs = studies[attention]
     num_directions = np.shape(runs[0]["spectrum"])[-1]
     x = 100 * (1 - np.array(runs[0]["ranks"]) / num_directions)
@@ -56,9 +57,8 @@ def point(studies):
     """The spectra of both attentions by one ruler, and what their directions carry."""
     figure = Figure(figsize=(9, 3.3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for attention, color, style in zip(
-        NAMES, (KINDS[1], KINDS[0]), ("s--", "o-"), strict=True
-    ):
+    for attention, style in {"softmax": "s--", "svda": "o-"}.items():
+        color = _COLORS[attention]
         spectrum = np.array([study["spectrum"] for study in studies[attention]])
         share = spectrum**2 / np.sum(spectrum**2, -1, keepdims=True)
         share = 100 * np.cumsum(share, -1).mean((1, 2))  # [seeds, K]
@@ -74,13 +74,8 @@ def point(studies):
         "energy of its score in them (%)",
     )
     left.legend(frameon=False, fontsize=8)
-    for line, color, style in (
-        (("svda", "score", "SVDA: the score's own order"), KINDS[0], "o-"),
-        (("svda", "sigma", "SVDA: sigma's order"), KINDS[2], "^:"),
-        (("svda", "random", "SVDA: at random"), "0.5", "v-."),
-        (("softmax", "score", "softmax: the score's own order"), KINDS[1], "s--"),
-    ):
-        _plot(right, studies, line, color, style)
+    for place in _POINT:
+        _plot(right, studies, *MASKED[place])
     right.axhline(0, color="0.6", lw=0.8)
     right.set_ylim(-20, 2)
     style_axes(

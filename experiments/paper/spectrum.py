@@ -242,9 +242,9 @@ def draw_ranks(comparison, tables):
                     lw=0.8,
                 )
                 ax.annotate(
-                    "" if variant.startswith("base") else label.split(",")[0],
+                    "" if variant.startswith("base") else label.rpartition(",")[0],
                     (np.nanmean(x), np.nanmean(y)),
-                    xytext=(4, 3),
+                    xytext=(4, 3) if attention == "softmax" else (4, -8),
                     textcoords="offset points",
                     fontsize=5.5,
                 )
