@@ -2,10 +2,10 @@
 
     python -m experiments.paper.spectrum --config=configs/digits.py --seeds=3
 
-Sigma's start, learning rate and weight decay ("sigma"); a penalty on the entropy of the
-score's spectrum ("pressure"); widths, depths, and shares of the training images with as
-many steps ("size"); --part=sigma takes one of them. Options of the config follow as for
-svda_jax.main. Runs lie under --runs, by default runs/;
+Sigma's learning rate ("rate"), its start and weight decay ("start"); a penalty on the
+entropy of the score's spectrum ("pressure"); widths, depths, and shares of the training
+images with as many steps ("size"); --part=rate takes one of them. Options of the config
+follow as for svda_jax.main. Runs lie under --runs, by default runs/;
 those that are finished are not trained again, those that were stopped go on. The
 results go to spectrum/<config>/ under --out, by default experiments/results.
 """
@@ -37,7 +37,8 @@ from svda_jax.models.indicators import effective_rank
 from svda_jax.run import runs
 
 PARTS = {
-    "sigma": "Start, learning rate and weight decay of sigma",
+    "rate": "Learning rate of sigma",
+    "start": "Start and weight decay of sigma",
     "pressure": "Pressure on the entropy of the score's spectrum",
     "size": "Widths, depths and shares of the training images",
 }
@@ -126,9 +127,11 @@ def settings(config):
     rule = 2 * width**0.5
     return {
         "base": list(both("base", "as the config has it")),
-        "sigma": [
+        "rate": [
             *(rate(scale) for scale in RATES if scale != config.spectrum_lr_scale),
             rate(round(rule)),
+        ],
+        "start": [
             svda("ones", "sigma starts at 1", **{"model.spectrum_init": "ones"}),
             svda("sqrt", "sigma starts at √K", **{"model.spectrum_init": "sqrt"}),
             *(
@@ -181,7 +184,7 @@ def write_results(comparison, tables, out, command):
         first = comparison.workdirs["study-base-svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
         figures = {}
-        if "sigma" in tables:
+        if "rate" in tables:
             figures["figure_rates"] = draw_rates(comparison)
         if tables.keys() & {"pressure", "size"}:
             figures["figure_ranks"] = draw_ranks(comparison, tables)
