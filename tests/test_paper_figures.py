@@ -66,9 +66,9 @@ def test_figures_show_the_histories(known):
     for over, axis in (("epoch", ("layer", "head")), ("layer", ("head",))):
         figure = paper_figures.indicators([known], over)
         titles = [ax.get_title() for ax in figure.axes]
-        assert titles[3] == "(d) effective rank of the score, softmax"
-        assert titles[7] == "(h) angular alignment, softmax"
-        assert titles[-2] == "(n) effective rank of sigma, SVDA"
+        assert titles[3] == "(d) effective rank\nof the score, softmax"
+        assert titles[7] == "(h) angular alignment\nsoftmax"
+        assert titles[-2] == "(n) effective rank\nof sigma, SVDA"
         for panel, variant, read in (
             (3, "softmax", score_rank),
             (

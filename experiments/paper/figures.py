@@ -110,18 +110,14 @@ def indicators(comparisons, over):
         pair = axes[row, 2 * column : 2 * column + 2]
         of_score = name in of_spectrum()
         for ax, variant in zip(pair, ("svda", "softmax"), strict=True):
-            title = f"({next(letters)}) {INDICATORS[name].label}"
-            title += (
-                f" of the score, {NAMES[variant]}"
-                if of_score
-                else f", {NAMES[variant]}"
-            )
+            whose = f"of the score, {NAMES[variant]}" if of_score else NAMES[variant]
+            title = f"({next(letters)}) {INDICATORS[name].label}\n{whose}"
             _draw(ax, comparisons, variant, name, over, of_score, title)
         low, high = zip(*(ax.get_ylim() for ax in pair), strict=True)
         for ax in pair:
             ax.set_ylim(min(low), max(high))
     for ax, name in zip(axes[3], of_spectrum(), strict=False):
-        title = f"({next(letters)}) {INDICATORS[name].label} of sigma, {NAMES['svda']}"
+        title = f"({next(letters)}) {INDICATORS[name].label}\nof sigma, {NAMES['svda']}"
         _draw(ax, comparisons, "svda", name, over, False, title)
     axes[3, 3].remove()
     handles, labels = axes[0, 0].get_legend_handles_labels()
