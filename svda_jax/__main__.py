@@ -15,7 +15,7 @@ COMMANDS = {
     "train": ("svda_jax.main:program", "Trains a Vision Transformer."),
     "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
-    "prune": ("svda_jax.prune.run:main", "Prunes a run by its spectral energy."),
+    "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
     "verify": ("svda_jax.run.checkpoints:main", "Checks the checkpoints of a run."),
 }

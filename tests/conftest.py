@@ -324,9 +324,14 @@ def arguments(tmp_path, data_dir):
 
 
 @pytest.fixture
-def five(rng):
-    """Five images, and a split of them in two batches, the second partly masked."""
-    images = rng.integers(0, 256, size=(5, 6, 6, 2)).astype(np.uint8)
+def images(rng):
+    """Five small ones."""
+    return rng.integers(0, 256, size=(5, 6, 6, 2)).astype(np.uint8)
+
+
+@pytest.fixture
+def data(images):
+    """The split of these images, in two batches, the second partly masked."""
     examples = Examples(images, np.zeros(5, np.int32), (), {})
     mesh = parallel.create_mesh(jax.devices()[:1])
-    return images, InMemory(examples, batch_size=3, mesh=mesh)
+    return InMemory(examples, batch_size=3, mesh=mesh)

@@ -58,7 +58,7 @@ def test_probabilities_are_the_models(run, files):
         for label, name in enumerate(run.class_names):
             assert one[name] == pytest.approx(row[label], abs=1e-6)
     assert run.predict(str(files[0])) == pytest.approx(found[0], abs=1e-6)
-    small = predict.classify(run.model, images, batch_size=2)
+    small = nnx.softmax(predict.predict_images(run.model, images, batch_size=2))
     np.testing.assert_allclose(small, expected, atol=1e-6)
 
 

@@ -24,16 +24,6 @@ EVERY += [("softmax", "score"), ("softmax", "weights")]
 
 
 @pytest.fixture
-def images(five):
-    return five[0]
-
-
-@pytest.fixture
-def data(five):
-    return five[1]
-
-
-@pytest.fixture
 def make_model(make_model_config, randomize):
     def make(**changes):
         model = ViT(make_model_config(width=D, **changes), rngs=nnx.Rngs(0))
@@ -46,8 +36,7 @@ def make_model(make_model_config, randomize):
 def take_apart(model, data, basis="score"):
     """A model's directions, and lengths."""
     moments, lengths = measure_moments(model, data)
-    pairs = zip(model.blocks, moments, strict=True)
-    return [split(block.attention, basis, one) for block, one in pairs], lengths
+    return split(model, basis, moments), lengths
 
 
 def params_of(model):
@@ -101,8 +90,10 @@ def test_sizes_by_weights_are_singular_values_of_the_form_in_the_inputs(
     make_model, attention
 ):
     """Over the norms of W_q and W_k where queries and keys are of unit length."""
-    attention = make_model(attention=attention).blocks[0].attention
-    found = split(attention, "weights", np.ones((2, H, K, K))).size  # not of these
+    model = make_model(attention=attention)
+    attention = model.blocks[0].attention
+    moments = np.ones((L, 2, H, K, K))  # not of these
+    found = split(model, "weights", moments)[0].size
     query, key = (np.float64(p.kernel[...]) for p in (attention.query, attention.key))
     for h, factors in enumerate(np.float64(attention.factors)):
         form = query[:, h] * factors @ key[:, h].T

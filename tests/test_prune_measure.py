@@ -11,16 +11,6 @@ from svda_jax.prune import measure
 L, H, K = 2, 3, 5
 
 
-@pytest.fixture
-def images(five):
-    return five[0]
-
-
-@pytest.fixture
-def data(five):
-    return five[1]
-
-
 @pytest.fixture(params=["svda", "softmax"])
 def model(request, make_model_config, randomize):
     model = ViT(make_model_config(attention=request.param), rngs=nnx.Rngs(0))

@@ -92,10 +92,7 @@ def test_pruned_run_is_a_run(trained, monkeypatch, capsys, no_report_pictures):
     assert page in capsys.readouterr().out
     run, original = runs.load(out), runs.load(workdir)
     moments, lengths = measure_moments(original.model, load_split(run.config, "train"))
-    directions = [
-        split(block.attention, "score", one)
-        for block, one in zip(original.model.blocks, moments, strict=True)
-    ]
+    directions = split(original.model, "score", moments)
     sizes = [one.size for one in directions]
     keep = choose(sizes, rho=0.8)
     expected = shrink(original.model, directions, keep, lengths, norm_columns=1)

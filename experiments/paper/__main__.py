@@ -42,7 +42,7 @@ from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.memory import keep_memory
 from svda_jax.look.maps import attention_maps
-from svda_jax.look.report import write_report
+from svda_jax.look.report import OF_SCORE, write_report
 from svda_jax.models.indicators import INDICATORS, of_images, of_score, of_spectrum
 from svda_jax.models.vit import ViT, count_parameters
 from svda_jax.run import runs
@@ -61,14 +61,6 @@ CONTROL_NAMES = {
     "svda-penalty": "orthonormality penalty on (`orthonormality_weight=0.1`)",
 }
 NUM_PICTURED = 3
-# What both attentions are compared by, of the spectrum that is one ruler for both.
-OF_SCORE = {
-    "score_entropy": "spectral entropy",
-    "score_rank": "effective rank",
-    "score_sparsity": "spectral sparsity",
-    "score_retained_rank": "retained rank (90 % of energy)",
-    "score_strength": "strength (logits)",
-}
 
 
 def main(argv):
@@ -205,10 +197,10 @@ def _tables(comparison):
         "cross-entropy (nats)": lambda h: h["eval_loss"][-1],
         "seconds an epoch": paper_figures.epoch_seconds,
         **{
-            f"{label} of the score": lambda h, name=name: of_score(
-                h["score_spectrum"][-1].values
-            )[name].mean()
-            for name, label in OF_SCORE.items()
+            label: lambda h, name=name: of_score(h["score_spectrum"][-1].values)[
+                name
+            ].mean()
+            for name, (label, _) in OF_SCORE.items()
         },
         "effective rank of the score by weights": lambda h: of_score(
             h["weight_spectrum"][-1].values

@@ -7,7 +7,6 @@ runs/; those of experiments.paper are used, what is missing is trained. The resu
 go to prune/<config>/ under --out, by default experiments/results.
 """
 
-import functools
 import json
 import pathlib
 import shutil
@@ -16,7 +15,6 @@ import sys
 import jax
 import numpy as np
 import optax
-from flax import nnx
 
 from experiments.paper import prune_page
 from experiments.paper.comparison import (
@@ -34,9 +32,10 @@ from svda_jax.devices import parallel
 from svda_jax.devices.memory import keep_memory
 from svda_jax.models.vit import count_macs, count_parameters
 from svda_jax.prune.measure import measure_moments, measure_movement
-from svda_jax.prune.model import BASES, choose, mask, shrink, split
+from svda_jax.prune.model import BASES, choose, foresee, mask, shrink, split
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
+from svda_jax.run.predict import predict_images
 
 # Directions that a head keeps, those below what it has.
 RANKS = (1, 2, 3, 4, 6, 8, 10, 12, 14)
@@ -86,15 +85,11 @@ class Split:
     """The evaluation split, and what a model makes of it."""
 
     def __init__(self, data):
-        images, self.labels = data.get(range(data.num_images))
-        self._parts = np.split(images, range(500, len(images), 500))
+        self.images, self.labels = data.get(range(data.num_images))
 
     def predict(self, model, num_images=None):
         """Logits `[n, C]` of the first images, by default of all."""
-        graphdef, params = nnx.split(model, nnx.Param)
-        parts = self._parts[: num_images and -(-num_images // 500)]
-        logits = [_predict(params, part, graphdef=graphdef) for part in parts]
-        return np.concatenate(logits)[:num_images]
+        return predict_images(model, self.images[:num_images], batch_size=500)
 
     def accuracy(self, model):
         """The share of all images that the model is right about."""
@@ -108,9 +103,8 @@ class Split:
         )
 
 
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _predict(params, images, *, graphdef):
-    return nnx.merge(graphdef, params)(images)[0]
+def _rms(values):
+    return np.sqrt(np.mean(np.square(values)))
 
 
 def study(workdir):
@@ -142,10 +136,7 @@ def study(workdir):
     moments, lengths = measure_moments(model, training)
     is_svda = run.config.model.attention == "svda"
     directions = {
-        basis: [
-            split(block.attention, basis, one)
-            for block, one in zip(model.blocks, moments, strict=True)
-        ]
+        basis: split(model, basis, moments)
         for basis in (BASES if is_svda else BASES[:2])
     }
     score = directions["score"]
@@ -184,7 +175,7 @@ def study(workdir):
             found[name].append(ratio)
         gone = [one.add_up(~kept) for one, kept in zip(score, keep, strict=True)]
         found["moved"].append(measure_movement(model, gone, data))
-        found["foreseen"].append(np.sqrt(np.sum((spectrum * ~np.stack(keep)) ** 2, -1)))
+        found["foreseen"].append(foresee(spectrum, np.stack(keep)))
     found["alone"] = {
         basis: _switch_off(model, one, images) for basis, one in directions.items()
     }
@@ -225,7 +216,7 @@ def _switch_off(model, directions, images):
         keep = np.ones(size.shape, bool)
         keep[place] = False
         logits = images.predict(mask(model, directions, keep), NUM_ALONE)
-        moved[place] = np.sqrt(np.mean(np.square(logits - whole)))
+        moved[place] = _rms(logits - whole)
         added[place] = images.loss(logits) - images.loss(whole)
     return {"size": size, "moved": moved, "added": added}
 
@@ -234,14 +225,14 @@ def _find_limits(model, directions, images):
     """The fewest directions that each head can keep when it alone is pruned."""
     size = np.stack([one.size for one in directions])
     whole = images.predict(model, NUM_ALONE)
-    allowed = LIMIT * np.sqrt(np.mean(np.square(whole)))
+    allowed = LIMIT * _rms(whole)
     limits = np.full(size.shape[:2], size.shape[-1])
     for head in np.ndindex(limits.shape):
         for rank in range(1, size.shape[-1]):
             keep = np.ones(size.shape, bool)
             keep[head][rank:] = False
             logits = images.predict(mask(model, directions, keep), NUM_ALONE)
-            if np.sqrt(np.mean(np.square(logits - whole))) <= allowed:
+            if _rms(logits - whole) <= allowed:
                 limits[head] = rank
                 break
     return limits

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from svda_jax import UserError, local_path
 from svda_jax.data.image_folder import walk
-from svda_jax.look.figures import to_png
+from svda_jax.look.figures import show, to_png
 from svda_jax.look.maps import look
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import quiet_orbax
@@ -89,10 +89,8 @@ def draw(image, rollout, maps, effects, title):
     count = 1 + len(panels)
     figure = Figure(figsize=(2.2 * count, 2.9), layout="constrained")
     axes = figure.subplots(1, count)
-    grey = image.shape[-1] == 1
     for ax in axes:
-        ax.imshow(image[..., 0] if grey else image, cmap="gray")
-        ax.set_axis_off()
+        show(ax, image)
     axes[0].set_title(title, fontsize=9).set_parse_math(False)
     side = image.shape[0]
     for ax, (attention, said) in zip(axes[1:], panels, strict=True):
@@ -116,7 +114,7 @@ def find_files(names):
     """The files of names: files, folders of images, and "-" for lines of paths.
 
     Raises:
-      UserError: there is no such file, or a folder has no images.
+      UserError: a folder has no images.
     """
     files = []
     for name in names:
@@ -204,9 +202,9 @@ def _explain(run, file, image, best, out):
     effects = np.asarray(head_effects(params, image, label, graphdef=graphdef))
     figure = draw(image, rollout[0], maps[0], effects, f"{name} ({share:.0%})")
     out.mkdir(parents=True, exist_ok=True)
-    names = (
-        f"{file.stem}{end}.png" for end in ("", *map("-{}".format, range(2, 10**6)))
-    )
-    path = next(out / name for name in names if not (out / name).exists())
+    path, number = out / f"{file.stem}.png", 1
+    while path.exists():
+        number += 1
+        path = out / f"{file.stem}-{number}.png"
     runs.write_atomically(path, to_png(figure, dpi=110))
     return path

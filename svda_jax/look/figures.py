@@ -227,7 +227,7 @@ def attention_grid(image, maps, title):
     height = max(2.4, 9 * num_layers / (num_heads + 4))
     figure = Figure(figsize=(9, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, max(2, num_heads / 2)])
-    _show(left, image)
+    show(left, image)
     _keep_text([left.set_title(title, fontsize=9)])
     # Tiles a pixel apart, as one picture: a few hundred axes would take seconds.
     tiles = np.full((num_layers * (grid + 1) - 1, num_heads * (grid + 1) - 1), np.nan)
@@ -261,7 +261,7 @@ def rollouts(images, maps, titles):
     for column, (image, one, title) in enumerate(
         zip(images, maps, titles, strict=True)
     ):
-        _show(axes[0, column], image)
+        show(axes[0, column], image)
         _keep_text([axes[0, column].set_title(title, fontsize=8)])
         picture = axes[1, column].imshow(
             one, cmap=_QUANTITY, vmin=min(maps.min(), 0.99), vmax=max(maps.max(), 1.01)
@@ -280,7 +280,7 @@ def gallery(images, titles):
     for ax in axes.flat:
         ax.set_axis_off()
     for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        _show(ax, image)
+        show(ax, image)
         _keep_text([ax.set_title(title, fontsize=8)])
     return figure
 
@@ -338,7 +338,7 @@ def _keep_text(texts):
         text.set_parse_math(False)
 
 
-def _show(ax, image):
+def show(ax, image):
     """Shows an image of one or three channels."""
     if image.shape[-1] == 1:
         ax.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)

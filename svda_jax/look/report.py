@@ -39,17 +39,6 @@ _FIGURES = {
     "spectra": "spectra",
     "score_spectra": "spectra of the score",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    """What a model says of the evaluation split."""
-
-    drawn: list  # rollout, worst-classified images, attention image by image
-    num_wrong: int
-    num_images: int
-
-
 # What the page says of `of_score`'s values.
 OF_SCORE = {
     "score_entropy": (
@@ -63,15 +52,24 @@ OF_SCORE = {
     ),
     "score_sparsity": ("spectral sparsity of the score", "How few of them hold it."),
     "score_retained_rank": (
-        "retained rank of the score",
+        "retained rank of the score (90 % of energy)",
         "Fewest directions that hold 90 % of its energy (sum of squares).",
     ),
     "score_strength": (
-        "strength of the score",
-        "How far a score is from the mean of its row, in logits, root mean square over "
-        "queries and keys drawn independently.",
+        "strength of the score (logits)",
+        "How far a score is from the mean of its row, root mean square over queries "
+        "and keys drawn independently.",
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Images:
+    """What a model says of the evaluation split."""
+
+    drawn: list  # rollout, worst-classified images, attention image by image
+    num_wrong: int
+    num_images: int
 
 
 def write_report(workdir, *, compare=None, out=None):

@@ -61,10 +61,7 @@ def score_spectrum(moments, factors):
     finite = np.isfinite(moments).all((-4, -2, -1)) & np.isfinite(factors).all(-1)
     moments = np.where(finite[..., None, :, None, None], moments, 0)
     factors = np.where(finite[..., None], factors, 0)
-    values, vectors = _roots(moments)
-    query, key = values[..., None] * np.swapaxes(vectors, -1, -2)
-    core = query * np.float64(factors)[..., None, :] @ np.swapaxes(key, -1, -2)
-    spectrum = np.linalg.svd(core, compute_uv=False)
+    spectrum = np.linalg.svd(_core(factors, *_roots(moments)), compute_uv=False)
     return np.where(finite[..., None], spectrum, np.nan)
 
 
@@ -85,9 +82,7 @@ def decompose(moments, factors):
       `[..., H, K, K]`, b_k in column k. All float64.
     """
     values, vectors = _roots(moments, floor=1e-6)
-    query, key = values[..., None] * np.swapaxes(vectors, -1, -2)
-    core = query * np.float64(factors)[..., None, :] @ np.swapaxes(key, -1, -2)
-    u, s, vt = np.linalg.svd(core)
+    u, s, vt = np.linalg.svd(_core(factors, values, vectors))
     query, key = vectors / values[..., None, :]  # the inverses
     return query @ u, s, key @ np.swapaxes(vt, -1, -2)
 
@@ -107,6 +102,12 @@ def _roots(moments, floor=0.0):
     values = np.maximum(values, 0)  # rounding makes those of 0 a little less
     mean = values.mean(-1, keepdims=True)
     return np.sqrt(values + floor * np.where(mean > 0, mean, 1)), vectors
+
+
+def _core(factors, values, vectors):
+    """`[..., H, K, K]`, M_q^(1/2) diag(f) M_k^(1/2) but for turns, from `_roots`."""
+    query, key = values[..., None] * np.swapaxes(vectors, -1, -2)
+    return query * np.float64(factors)[..., None, :] @ np.swapaxes(key, -1, -2)
 
 
 def collision_entropy(moments, factors):

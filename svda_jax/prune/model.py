@@ -52,15 +52,20 @@ class Directions(NamedTuple):
         return self.query * (self.size * keep)[:, None] @ np.swapaxes(self.key, -1, -2)
 
 
-def split(attention, basis, moments=None):
-    """The `Directions` of an attention layer.
+def split(model, basis, moments):
+    """The `Directions` of each layer.
 
     Args:
-      attention: an `Attention`; with softmax attention there is no basis "sigma".
+      model: a `ViT`; with softmax attention there is no basis "sigma".
       basis: one of `BASES`.
-      moments: `[2, H, K, K]`, the mean over images of `plain.second_moments`; read in
-        the basis "score" alone.
+      moments: `[2, H, K, K]` for each layer, the mean over images of
+        `plain.second_moments`; read in the basis "score" alone.
     """
+    pairs = zip(model.blocks, moments, strict=True)
+    return [_split(block.attention, basis, one) for block, one in pairs]
+
+
+def _split(attention, basis, moments):
     factors = np.float64(attention.factors)
     if basis == "sigma":
         axes = np.eye(factors.shape[-1]) * np.ones_like(factors)[..., None]
@@ -116,6 +121,19 @@ def _choose(heads, rho, rank, bound):
     keep = np.zeros(len(order), bool)
     keep[order] = needed
     return np.split(keep, ends)
+
+
+def foresee(sizes, keep):
+    """How far scores move without the directions that are not kept, root mean square.
+
+    Args:
+      sizes: in the basis "score", `[..., K]`.
+      keep: `[..., K]` bool.
+
+    Returns:
+      `[...]` in logits, for queries and keys that are independent.
+    """
+    return np.sqrt(np.sum(np.square(sizes * ~keep), axis=-1))
 
 
 def mask(model, directions, keep):

@@ -5,6 +5,7 @@ import numpy as np
 
 from svda_jax.devices.timing import spread
 from svda_jax.models.vit import count_macs, count_parameters
+from svda_jax.prune.model import foresee
 
 
 def compare(keep, models, values, logits, seconds):
@@ -74,10 +75,7 @@ def describe(keep, config, basis, sizes, moved):
     for layer, (one, width) in enumerate(zip(keep, widths, strict=True), start=1):
         counts = " | ".join(str(count) for count in one.sum(-1))
         lines.append(f"| {layer} | {width} of {one.shape[-1]} | {counts} |")
-    foreseen = [
-        np.sqrt(np.sum(np.square(size * ~kept), axis=-1))
-        for size, kept in zip(sizes, keep, strict=True)
-    ]
+    foreseen = [foresee(size, kept) for size, kept in zip(sizes, keep, strict=True)]
     lines += [
         "",
         "How far scores move by what is gone, root mean square over the evaluation "

@@ -95,10 +95,7 @@ def prune_run(
     moments, lengths = measure_moments(model, training)
     if not all(np.isfinite(one).all() for one in (*moments, *lengths)):
         raise UserError(f"{workdir} has queries or keys that are not finite")
-    directions = [
-        split(block.attention, basis, one)
-        for block, one in zip(model.blocks, moments, strict=True)
-    ]
+    directions = split(model, basis, moments)
     sizes = [one.size for one in directions]
     keep = choose(sizes, rho=rho, rank=rank, bound=bound, pooled=pooled)
     options = {"norm_columns": norm_columns, "multiple": multiple}

@@ -44,8 +44,8 @@ def read_images(files, config):
     return np.stack(images)
 
 
-def classify(model, images, batch_size=64):
-    """Class probabilities of images as they are stored, 0 to 255.
+def predict_images(model, images, batch_size=64):
+    """What a model says of images as they are stored, 0 to 255.
 
     Args:
       model: a `ViT`.
@@ -53,16 +53,17 @@ def classify(model, images, batch_size=64):
       batch_size: images that the model takes at once; the last batch is filled up.
 
     Returns:
-      `[n, C]` float32, rows that sum to 1.
+      Logits `[n, C]`.
     """
     graphdef, params = nnx.split(model, nnx.Param)
     size = min(batch_size, len(images))
     found = []
     for start in range(0, len(images), size):
         some = images[start : start + size]
-        filled = np.pad(some, [(0, size - len(some)), (0, 0), (0, 0), (0, 0)])
-        logits = _logits(params, filled, graphdef)[: len(some)]
-        found.append(np.asarray(jax.nn.softmax(logits)))
+        short = size - len(some)
+        if short:
+            some = np.pad(some, [(0, short), (0, 0), (0, 0), (0, 0)])
+        found.append(np.asarray(_logits(params, some, graphdef))[: size - short])
     return np.concatenate(found)
 
 

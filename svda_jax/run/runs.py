@@ -33,7 +33,7 @@ from svda_jax.devices import parallel
 from svda_jax.models.attention import SPECTRUM_STARTS
 from svda_jax.models.vit import ViT, abstract_params, create_graphdef
 from svda_jax.run.checkpoints import Checkpoints
-from svda_jax.run.predict import classify, read_images
+from svda_jax.run.predict import predict_images, read_images
 
 # What a run may go on with another value of: its length, where data lies, how it is
 # read, what is written and shown, what memory it takes. The rest says what the run is.
@@ -87,7 +87,7 @@ class Run:
 
     def classify(self, images):
         """The same of images, `[n, S, S, channels]`, 0 to 255: a list."""
-        rows = classify(self.model, images)
+        rows = np.asarray(jax.nn.softmax(predict_images(self.model, images)))
         names = self.class_names or tuple(map(str, range(rows.shape[1])))
         order = np.argsort(-rows, axis=-1, kind="stable")
         return [

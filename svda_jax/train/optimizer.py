@@ -42,7 +42,7 @@ def create_optimizer(
     """
     sigma = _named("relative_sigma")
     decays = [optax.add_decayed_weights(weight_decay, mask=_named("kernel"))]
-    if spectrum_weight_decay:
+    if spectrum_weight_decay:  # one state more, which other checkpoints do not have
         decays.append(optax.add_decayed_weights(spectrum_weight_decay, mask=sigma))
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
