@@ -118,6 +118,13 @@ def test_bytes_of_the_normalisation_equal_a_hand_count():
     )
 
 
+def test_table_of_the_indicators(monkeypatch):
+    monkeypatch.setattr(benchmark_costs, "create_cifar", tiny)
+    rows = benchmark_costs.indicators(repeats=1).rows
+    assert [row[0] for row in rows] == ["softmax", "svda"]
+    assert all(row[3] > 1 for row in rows)  # of memory
+
+
 @pytest.mark.parametrize("table", ["overhead", "step"])
 def test_tables_of_the_step(monkeypatch, table):
     monkeypatch.setattr(benchmark_speed, "models", lambda: {"toy": (tiny(), 4)})

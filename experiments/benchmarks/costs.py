@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.benchmarks.speed import create_cifar
+from experiments.benchmarks.speed import create_batch, create_cifar
 from experiments.benchmarks.table import Table
 from svda_jax.config import recipe
 from svda_jax.devices import parallel
@@ -32,10 +32,9 @@ from svda_jax.train.loop import train_and_evaluate
 def indicators(repeats):
     """Evaluation with all indicators against evaluation without, both attentions."""
     rows = []
-    images = np.random.default_rng(0).integers(0, 256, size=(256, 32, 32, 3))
-    images = jax.device_put(images.astype(np.uint8))
     for attention in ("softmax", "svda"):
         config = create_cifar(attention=attention)
+        images = jax.device_put(create_batch(config, 256)[0])
         model = ViT(config, ops=choose(jax.devices()[0]), rngs=nnx.Rngs(0))
         graphdef, params = nnx.split(model, nnx.Param)
 
@@ -44,9 +43,11 @@ def indicators(repeats):
 
         def with_all(params, images, graphdef=graphdef):
             model = nnx.merge(graphdef, params)
-            measure_all = functools.partial(measure_indicators, jax.random.key(0), 0.1)
+            measure_all = functools.partial(
+                measure_indicators, jax.random.key(0), 0.1, None
+            )
             logits, traces = model(images, measure=measure_all)
-            layers = [trace.indicators for trace in traces]
+            layers = [(trace.indicators, trace.moments) for trace in traces]
             return logits, layers
 
         compiled = {
@@ -75,10 +76,10 @@ def indicators(repeats):
         )
     return Table(
         "Cost of the indicators",
-        "Evaluation of a batch of 256 with the three indicators of attention over that "
-        "without; the three of the spectrum and the baseline's singular values are "
-        "computed once an evaluation. ViT of width 192, 9 layers, 12 heads, 64 tokens, "
-        f"float32. Median ratio of neighbouring pairs and its quartiles, {repeats} "
+        "Evaluation of a batch of 256 with the three indicators of attention and the "
+        "moments of the score's spectrum over that without; what is of parameters or "
+        "moments is computed once an evaluation. ViT of width 192, 9 layers, 12 heads, "
+        f"64 tokens, float32. Median ratio of neighbouring pairs and its quartiles, {repeats} "
         "rounds; peak memory as XLA plans it, temporaries and outputs.",
         ("attention", "time", "same against itself", "memory", "logits"),
         rows,
