@@ -79,8 +79,8 @@ def indicators(repeats):
         "Evaluation of a batch of 256 with the three indicators of attention and the "
         "moments of the score's spectrum over that without; what is of parameters or "
         "moments is computed once an evaluation. ViT of width 192, 9 layers, 12 heads, "
-        f"64 tokens, float32. Median ratio of neighbouring pairs and its quartiles, {repeats} "
-        "rounds; peak memory as XLA plans it, temporaries and outputs.",
+        "64 tokens, float32. Median ratio of neighbouring pairs and its quartiles, "
+        f"{repeats} rounds; peak memory as XLA plans it, temporaries and outputs.",
         ("attention", "time", "same against itself", "memory", "logits"),
         rows,
     )

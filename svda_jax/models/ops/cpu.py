@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from svda_jax.models.ops.plain import EPSILON, cut, draw, perturb, second_moments
+from svda_jax.models.ops.plain import EPSILON, cut, draw, perturb
 
 __all__ = [
     "attend",
@@ -119,7 +119,7 @@ def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
     moved = (perturb(x, y, sum_last) for x, y in zip((query, key), noise, strict=True))
     if unit:
         query, key, moved = *directions, map(normalize, moved)
-    seconds = second_moments(query, key, mask, unit=False)
+    seconds = _second_moments(query, key, mask)
     weights, perturbed = (
         weights / jnp.sum(weights, axis=-1, keepdims=True)
         for weights in (_weigh(query, key, sigma), _weigh(*moved, sigma))
@@ -127,6 +127,23 @@ def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
     cosines = _product("bihk,bjhk->bhij", *directions)
     rows = {"cosines": cosines, "weights": weights, "perturbed": perturbed}
     return out, function(rows), seconds
+
+
+def _second_moments(query, key, mask):
+    """`plain.second_moments`, not of unit length, by a product of matrices a head."""
+    moments = []
+    for x in (query, key):
+        heads = []
+        for h in range(x.shape[2]):
+            y = x[:, :, h]  # [B, N, K]
+            if x is key:
+                y = y - jnp.mean(y, axis=1, keepdims=True)
+            if mask is not None:
+                y = jnp.where(mask[:, None, None], y, 0)
+            y = y.reshape(-1, y.shape[-1])
+            heads.append(y.T @ y)
+        moments.append(jnp.stack(heads))
+    return jnp.stack(moments) / query.shape[1]
 
 
 @jax.custom_vjp
