@@ -17,7 +17,7 @@ COMMANDS = {
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
     "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
-    "verify": ("svda_jax.run.checkpoints:main", "Checks the checkpoints of a run."),
+    "verify": ("svda_jax.run.verify:main", "Checks the checkpoints of a run."),
 }
 
 

@@ -7,12 +7,13 @@ import shutil
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from experiments.faults.programs import damage
 from svda_jax import UserError
-from svda_jax.run import checkpoints as checkpoint
 from svda_jax.run.checkpoints import Checkpoints
+from svda_jax.run.verify import main as verify
 
 # What is left of Orbax's reads that failed complains when it is deleted. On the screen
 # that is kept from a user; pytest has a hook of its own.
@@ -187,21 +188,21 @@ def test_fuzz(two, tmp_path, capfd, first, count):
 
 def test_verify_lists_and_names_what_a_run_goes_on_from(two, capsys):
     path, _ = two
-    checkpoint.main(["--workdir", str(path.parent)])
+    verify(["--workdir", str(path.parent)])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[:2]] == ["8", "7"]
     assert all(line.endswith("MB  good") for line in lines[:2])
     assert lines[2] == "a run would go on from step 8"
     (path / "8/manifest/metadata").unlink()
-    checkpoint.main(["--workdir", str(path.parent)])
+    verify(["--workdir", str(path.parent)])
     lines = capsys.readouterr().out.splitlines()
     assert "MB  damaged: " in lines[0]
     assert lines[2] == "a run would go on from step 7"
     (path / "7/manifest/metadata").unlink()
     with pytest.raises(SystemExit, match="no good checkpoint; a run would stop here"):
-        checkpoint.main(["--workdir", str(path.parent)])
+        verify(["--workdir", str(path.parent)])
     with pytest.raises(SystemExit, match="nowhere has no checkpoints"):
-        checkpoint.main(["--workdir", "nowhere"])
+        verify(["--workdir", "nowhere"])
 
 
 def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(
@@ -216,10 +217,46 @@ def test_a_checkpoint_that_a_run_removes_meanwhile_is_not_called_damaged(
         return None
 
     monkeypatch.setattr(Checkpoints, "verify", remove)
-    checkpoint.main(["--workdir", str(path.parent)])
+    verify(["--workdir", str(path.parent)])
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("step         8 ")
     assert last == "a run would go on from step 8"
+
+
+def test_a_folder_is_read_while_a_run_removes_what_is_listed(two, monkeypatch):
+    path, states = two
+    create = ocp.CheckpointManager
+
+    def remove(*args, **kwargs):
+        monkeypatch.undo()
+        shutil.rmtree(path / "7")
+        raise FileNotFoundError(2, "No such file or directory", str(path / "7"))
+
+    monkeypatch.setattr(ocp, "CheckpointManager", remove)
+    with Checkpoints(path) as checkpoints:
+        assert checkpoints.steps() == [8]
+    assert ocp.CheckpointManager is create
+    jax.tree.map(np.testing.assert_array_equal, restore(path, states[8]), states[8])
+
+
+def test_one_that_a_run_removes_is_no_damage_and_the_newest_then_is_read(
+    two, monkeypatch, capsys
+):
+    path, states = two
+    read = Checkpoints._restore
+
+    def remove(self, step, *args):
+        if step == 8:
+            (path / "8").rename(path / "9")
+        return read(self, step, *args)
+
+    monkeypatch.setattr(Checkpoints, "_restore", remove)
+    with Checkpoints(path) as checkpoints:
+        target = jax.eval_shape(lambda: states[8])
+        step, restored = checkpoints.restore_newest(target, SHARDING)
+    assert step == 9
+    jax.tree.map(np.testing.assert_array_equal, restored, states[8])
+    assert capsys.readouterr().out == ""
 
 
 MESSAGE = r"cannot write a checkpoint to .*; what was saved before stays, up to step 2"

@@ -10,7 +10,8 @@ from flax import nnx
 from svda_jax.devices import processes
 from svda_jax.look.report import write_report
 from svda_jax.prune.run import main as prune
-from svda_jax.run import checkpoints, runs
+from svda_jax.run import runs
+from svda_jax.run.verify import main as verify
 from svda_jax.train.loop import train_and_evaluate
 
 # All that is random, and all that adds gradients up or averages parameters.
@@ -138,7 +139,7 @@ def test_a_split_run_is_loaded_and_verified_as_any_other(split, whole, capsys):
     logits, _ = runs.load(split).model(images)
     # Of parameters that differ as above; they are of size 1.
     np.testing.assert_allclose(logits, runs.load(whole).model(images)[0], atol=1e-3)
-    checkpoints.main(["--workdir", str(split)])
+    verify(["--workdir", str(split)])
     assert "a run would go on from step 10" in capsys.readouterr().out
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 
 from experiments.faults.programs import (
     TIMEOUT,
@@ -61,9 +62,9 @@ def soak(folder, *, minutes, seed=0):
                 paired = _disturb(program, workdir, rng, counts, end)
                 program.finish(workdir)
                 _compare(workdir, folder / "whole", paired=paired)
-            except Exception as error:  # whatever: it is lost, and the next is tried
+            except Exception:  # whatever: it is lost, and the next is tried
                 num_lost += 1
-                print(f"lost {workdir.name}: {error!r}"[:2000], file=sys.stderr)
+                print(f"lost {workdir.name}: {traceback.format_exc()}", file=sys.stderr)
             finally:
                 program.close()
             shutil.rmtree(workdir, ignore_errors=True)
@@ -130,6 +131,9 @@ def _full(program, process, workdir):
 
 
 def _rename(program, process, workdir):
+    while not runs.config_path(workdir).exists():  # it is said before it is made
+        assert process.poll() is None
+        time.sleep(0.01)
     gone = workdir.with_suffix(".gone")
     workdir.rename(gone)
     _ends_in_a_line(process, "error: cannot write ")

@@ -1,11 +1,5 @@
-"""Checkpoints of the training state, by Orbax, each leaf with its checksum.
+"""Checkpoints of the training state, by Orbax, each leaf with its checksum."""
 
-    python -m svda_jax verify --workdir RUN
-
-lists the checkpoints of a run, says which are damaged and where it would go on.
-"""
-
-import argparse
 import contextlib
 import gc
 import io
@@ -22,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError
 from svda_jax.devices import parallel, processes
 
 
@@ -119,7 +113,11 @@ class Checkpoints:
                 for other in damaged if set_aside else ():
                     self._set_aside(other)
                 return step, state
-            print(f"checkpoint {self.path / str(step)} is damaged: {damage}")
+            path = self.path / str(step)
+            if not path.exists():  # the run, which goes on, has newer ones
+                self._open()
+                return self.restore_newest(target, sharding, set_aside=set_aside)
+            print(f"checkpoint {path} is damaged: {damage}")
             damaged.append(step)
         damaged = damaged or sorted(self.path.glob("*.damaged*"))
         if damaged:
@@ -156,15 +154,20 @@ class Checkpoints:
         files = (self.path / str(step)).rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
-    def _open(self):
-        self._manager = ocp.CheckpointManager(
-            self.path,
-            options=self._options,
-            item_handlers={
-                "state": ocp.PyTreeCheckpointHandler(),
-                "manifest": ocp.JsonCheckpointHandler(),
-            },
-        )
+    def _open(self, attempts=20):
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(),
+            "manifest": ocp.JsonCheckpointHandler(),
+        }
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.path, options=self._options, item_handlers=handlers
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            # The run, which goes on, took one away while they were listed.
+            if not attempts:
+                raise
+            self._open(attempts - 1)
 
     def _failed(self, error):
         return UserError(
@@ -315,36 +318,3 @@ def _named(tree):
     """The leaves of a pytree with their paths, such as params/head/bias."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield "/".join(jax.tree_util.keystr((k,), simple=True) for k in path), leaf
-
-
-def main(argv=None):
-    """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax verify",
-        description="Checks the checkpoints of a run.",
-    )
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    args = parser.parse_args(argv)
-    quiet_orbax()
-    path = local_path(args.workdir) / "checkpoints"
-    if not path.is_dir():
-        sys.exit(f"error: {args.workdir} has no checkpoints")
-    good = []
-    with Checkpoints(path) as checkpoints:
-        for step in checkpoints.steps():
-            damage = checkpoints.verify(step)
-            if not (path / str(step)).exists():
-                continue  # the run, which goes on, has newer ones
-            verdict = f"damaged: {damage}" if damage else "good"
-            print(f"step {step:>9,}  {checkpoints.size(step) / 1e6:9.2f} MB  {verdict}")
-            if not damage:
-                good.append(step)
-        for aside in sorted(path.glob("*.damaged*")):
-            print(f"{aside.name}: set aside earlier")
-    if not good:
-        sys.exit("error: there is no good checkpoint; a run would stop here")
-    print(f"a run would go on from step {max(good):,}")
-
-
-if __name__ == "__main__":
-    main()
