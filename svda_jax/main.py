@@ -22,8 +22,9 @@ import textwrap
 from absl import flags
 
 from svda_jax import UserError, local_path
-from svda_jax.config import OPTIONS, REQUIRED, TYPES, load
+from svda_jax.config import load
 from svda_jax.devices.memory import keep_memory
+from svda_jax.options import OPTIONS, REQUIRED, TYPES
 
 _ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _PROCESSES = (

@@ -13,7 +13,6 @@ from flax import nnx
 
 from svda_jax import UserError
 from svda_jax.config import (
-    OPTIONS,
     check,
     defaults,
     flatten,
@@ -27,6 +26,7 @@ from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
 from svda_jax.models.indicators import of_images
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import DTYPES, POOLS, ViT, ViTConfig, create_graphdef
+from svda_jax.options import OPTIONS
 from svda_jax.train.compiled import create_training
 from svda_jax.train.steps import eval_step
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from svda_jax import UserError
-from svda_jax.config import OPTIONS, check, flatten, load, to_json, validate
+from svda_jax.config import check, flatten, load, to_json, validate
 from svda_jax.data import datasets, prepare
 from svda_jax.data.images import CorruptImageError, center_crop, decode
 from svda_jax.devices import parallel
+from svda_jax.options import OPTIONS
 from svda_jax.run.predict import read_images
 
 # What Pillow remarks on damaged metadata is no matter of pixels.

@@ -11,7 +11,10 @@ import svda_jax
 ROOT = pathlib.Path(svda_jax.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up: each room knows itself and those before it.
-ROOMS = ("devices", "models", "data", "config", "run", "look", "train", "prune", "main")
+ROOMS = (
+    *("devices", "models", "data", "options", "config", "run"),
+    *("look", "train", "prune", "main"),
+)
 
 
 def name(path):

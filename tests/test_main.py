@@ -12,9 +12,9 @@ import pytest
 from svda_jax import UserError, main
 from svda_jax import __main__ as commands
 from svda_jax.__main__ import COMMANDS
-from svda_jax.config import OPTIONS, REQUIRED, TYPES
 from svda_jax.devices import parallel
 from svda_jax.look import report
+from svda_jax.options import OPTIONS, REQUIRED, TYPES
 from svda_jax.train import loop as train
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -23,7 +23,6 @@ from ml_collections import config_dict
 
 from svda_jax import UserError, local_path
 from svda_jax.config import (
-    OPTIONS,
     check,
     flatten,
     to_json,
@@ -32,6 +31,7 @@ from svda_jax.config import (
 from svda_jax.devices import parallel
 from svda_jax.models.attention import SPECTRUM_STARTS
 from svda_jax.models.vit import ViT, abstract_params, create_graphdef
+from svda_jax.options import OPTIONS
 from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.predict import predict_images, read_images
 
