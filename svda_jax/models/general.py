@@ -22,7 +22,7 @@ def svda_weights(
 
     Args:
       query: `[..., N, H, K]`, raw (not normalised).
-      key: `[..., M, G, K]`, raw; each of its heads serves H / G of the queries'.
+      key: `[..., M, G, K]`, raw; head h of the queries reads its head h // (H / G).
       sigma: `[H, K]` of either sign.
       bias: of the scores, in logits, broadcast to `[..., H, N, M]`; -inf is a mask.
       mask: likewise, of any dtype: where it is False or 0 a query does not see a key.

@@ -19,7 +19,7 @@ def head_indicators(
 
     Args:
       query: `[..., N, H, K]`, raw (not normalised), of all images or sequences.
-      key: `[..., N, G, K]`, raw; each of its heads serves H / G of the queries'.
+      key: `[..., N, G, K]`, raw; head h of the queries reads its head h // (H / G).
       sigma: `[H, K]`; None for softmax attention.
       spectrum: `[H, K]`, what the indicators of the spectrum read; None is sigma. For
         softmax attention it is `singular_values` of the projections, and without it
