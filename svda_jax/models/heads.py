@@ -46,12 +46,15 @@ def head_indicators(
         raise UserError(
             f"query has {query.shape[-3]} tokens and key {key.shape[-3]}, not as many"
         )
+    spectrum = sigma if spectrum is None else jnp.asarray(spectrum)
+    if spectrum is not None and spectrum.shape != query.shape[-2:]:
+        expected = list(query.shape[-2:])
+        raise UserError(f"spectrum has shape {list(spectrum.shape)}, not {expected}")
     key = repeat_heads(key, query.shape[-2])
     query, key = (x.reshape(-1, *x.shape[-3:]) for x in (query, key))
     rng = jax.random.key(0) if rng is None else rng
     measured = _measure(rng, noise_scale, layer, query, key, sigma)
     images, moments, factors = jax.device_get(measured)
-    spectrum = sigma if spectrum is None else spectrum
     heads = {} if spectrum is None else compute_indicators({"spectrum": spectrum})
     score = score_spectrum(moments, factors)
     own = {name: values[0] for name, values in of_score(score[None]).items()}
