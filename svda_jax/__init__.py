@@ -6,8 +6,8 @@ main      the command line                    run      what a run's folder holds
 prune     fewer directions in the scores      config   read and checked
 train     loop, steps, optimizer              options  every option
 look      maps, figures, report               data     splits, decoding, augmentation
-                                              models   attention, ViT, indicators
-                                              devices  map over devices, memory
+nnx       SVDA in a model of one's own        models   attention, ViT, indicators
+linen     the same, for Flax Linen            devices  map over devices, memory
 """
 
 import pathlib

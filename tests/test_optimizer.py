@@ -1,11 +1,14 @@
-"""The schedule and AdamW with its masks."""
+"""The schedule, AdamW with its masks, and the labels of sigma."""
 
+import flax
 import jax
 import numpy as np
 import optax
 import pytest
 import reference
+from flax import nnx
 
+from svda_jax.models.attention import Attention, label_sigma
 from svda_jax.train.optimizer import create_optimizer, create_schedule
 
 
@@ -103,3 +106,30 @@ def test_clipping_is_by_the_global_norm(params):
         actual,
         expected,
     )
+
+
+TREES = {
+    "dict": lambda params: {"blocks": [params, params], "head": {"kernel": np.ones(2)}},
+    "linen": lambda params: flax.core.freeze({"Dense_0": params, "scale": np.ones(2)}),
+    "nnx": lambda _: nnx.state(Attention(6, 2, spectrum_init="ones", rngs=nnx.Rngs(0))),
+    "model": lambda _: Attention(6, 2, spectrum_init="ones", rngs=nnx.Rngs(0)),
+    "leaf": lambda _: {"relative_sigma": np.ones((2, 3)), "sigma": np.ones(2)},
+    "none": lambda _: {"kernel": np.ones((2, 3)), "relative_sigma_of": np.ones(2)},
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_labels_give_sigma_its_rate_and_change_nothing_else(params, name):
+    tree = TREES[name](params)
+    rules = {"sigma": optax.adam(0.5), "rest": optax.adamw(0.1, weight_decay=0.2)}
+    gradient = jax.tree.map(np.ones_like, tree)
+    both, of_sigma, of_rest = (
+        jax.tree.leaves(rule.update(gradient, rule.init(tree), tree)[0])
+        for rule in (optax.multi_transform(rules, label_sigma), *rules.values())
+    )
+    labels = jax.tree.leaves(label_sigma(tree))
+    assert ("sigma" in labels) == (name != "none")
+    for label, one, *expected in zip(labels, both, of_sigma, of_rest, strict=True):
+        assert label == "rest" or one.shape == (2, 3)
+        # The last bit of an update of 0.5.
+        np.testing.assert_allclose(one, expected[label == "rest"], rtol=0, atol=1e-7)

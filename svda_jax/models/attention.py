@@ -28,6 +28,30 @@ SPECTRUM_STARTS = {
 }
 
 
+def label_sigma(params):
+    """Tells SVDA's sigma from all other parameters, for `optax.multi_transform`.
+
+        optax.multi_transform(
+            {"sigma": optax.adam(30 * rate), "rest": optax.adamw(rate)}, label_sigma
+        )
+
+    gives sigma a learning rate of its own and no weight decay.
+
+    Args:
+      params: a tree of parameters, or of their gradients: nested dicts, an `nnx.State`,
+        a model.
+
+    Returns:
+      The same tree of "sigma" at every leaf called relative_sigma and "rest" elsewhere.
+    """
+
+    def label(path, _):
+        names = (jax.tree_util.keystr((key,), simple=True) for key in path)
+        return "sigma" if "relative_sigma" in names else "rest"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
 class Trace(NamedTuple):
     """What an attention layer leaves behind; its weights are a function of it.
 

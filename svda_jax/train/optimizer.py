@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from svda_jax.models.attention import label_sigma
+
 
 def create_schedule(learning_rate, *, num_steps, warmup_steps):
     """The learning rate by step: linear from 0 to its peak, then a cosine to 0.
@@ -40,16 +42,15 @@ def create_optimizer(
     Returns:
       An `optax.GradientTransformation`.
     """
-    sigma = _named("relative_sigma")
-    decays = [optax.add_decayed_weights(weight_decay, mask=_named("kernel"))]
+    decays = [optax.add_decayed_weights(weight_decay, mask=_is_kernel)]
     if spectrum_weight_decay:  # one state more, which other checkpoints do not have
-        decays.append(optax.add_decayed_weights(spectrum_weight_decay, mask=sigma))
+        decays.append(optax.add_decayed_weights(spectrum_weight_decay, mask=_is_sigma))
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(),
         *decays,
         optax.scale_by_learning_rate(schedule),
-        optax.masked(optax.scale(spectrum_lr_scale), sigma),
+        optax.masked(optax.scale(spectrum_lr_scale), _is_sigma),
     )
 
 
@@ -66,8 +67,11 @@ def at_step(opt_state, step):
     )
 
 
-def _named(name):
-    """A mask that is True for the leaves of that name."""
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key == name, params
+def _is_sigma(params):
+    return jax.tree.map(lambda label: label == "sigma", label_sigma(params))
+
+
+def _is_kernel(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key == "kernel", params
     )

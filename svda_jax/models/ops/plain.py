@@ -147,11 +147,27 @@ def weigh(query, key, sigma, *, unit):
     Returns:
       `[B, H, N, N]` float32.
     """
+    return jax.nn.softmax(score(query, key, sigma, unit=unit))
+
+
+def score(query, key, sigma, *, unit, precision=None):
+    """The logits of `weigh`, q diag(sigma) k^T.
+
+    Args:
+      query: `[..., N, H, K]`.
+      key: `[..., M, H, K]`.
+      sigma: see `attend`, as for unit.
+      unit: likewise.
+      precision: of the product, as `jnp.einsum` takes it.
+
+    Returns:
+      `[..., H, N, M]` float32.
+    """
     if unit:
         query, key = normalize(query), normalize(key)
     query = (query * sigma).astype(query.dtype)
-    scores = jnp.einsum("bihk,bjhk->bhij", query, key).astype(jnp.float32)
-    return jax.nn.softmax(scores)
+    scores = jnp.einsum("...ihk,...jhk->...hij", query, key, precision=precision)
+    return scores.astype(jnp.float32)
 
 
 def observe(function, query, key, value, sigma, noise, mask=None, *, unit):
