@@ -99,7 +99,7 @@ def _find(folder):
 
 def _read_npz(file):
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with file.open("rb") as data, np.load(data, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
     except Exception as error:  # whatever the damaged byte leads to
         raise UserError(f"{file.name} is damaged or no .npz file: {error}") from None

@@ -1,10 +1,11 @@
 """What other libraries call the parameters of a `ViT`. No array is touched here."""
 
+import dataclasses
 import re
-from typing import NamedTuple
 
 
-class Family(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
     """The names of one library.
 
     Attributes:

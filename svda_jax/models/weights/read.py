@@ -135,9 +135,9 @@ def _translate(stored):
             raise UserError(f"it has {ours} twice, once as {name}")
         if ours:
             array = to_float32(name, stored[name])
-            turned = family is not FLAX and ours.endswith("/kernel")
-            axes = (2, 3, 1, 0) if array.ndim == 4 else (1, 0)
-            params[ours] = array.transpose(axes[-array.ndim :]) if turned else array
+            if family is not FLAX and ours.endswith("/kernel"):
+                array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+            params[ours] = array
     return params, family
 
 

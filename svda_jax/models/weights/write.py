@@ -7,6 +7,7 @@ import re
 
 import jax
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from svda_jax import UserError
@@ -51,8 +52,9 @@ def write(path, params, config, *, family):
         else:
             save_file(arrays, part, {"format": "pt", METADATA: json.dumps(says)})
         os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write {path}: {said}") from None
 
 
 def rename(params, config, *, family):
