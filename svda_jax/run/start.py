@@ -59,7 +59,8 @@ def load_start(config, model_config, workdir):
 
 def _read(path, config):
     """Parameters, and what is said of their model by the names of `ViTConfig`."""
-    if holds_weights(path):
+    is_run = runs.checkpoints_path(path).exists()  # which may hold an exported file
+    if holds_weights(path) and not is_run:
         weights = read(path)
         _check(weights.says, config)
         return weights.params(config.num_heads), weights.says

@@ -220,7 +220,7 @@ def _read_beside(beside, family):
     """The same, of what `write` and the JSON files of timm and Hugging Face say."""
     config, says = beside["config"], {}
     try:
-        if family is HUGGING_FACE and config:
+        if family is HUGGING_FACE and "model_type" in config:
             if config["model_type"] not in ("vit", "deit"):
                 raise UserError(f"its config.json is of a {config['model_type']}")
             heads, gelu = config["num_attention_heads"], config["hidden_act"]
@@ -288,18 +288,16 @@ def _shape(params, config, family):
         ("has, and should not,", sorted(params.keys() - shapes.keys())),
     ):
         if names:
-            some = ", ".join(_theirs(name, family) for name in names[:3])
+            names = list(dict.fromkeys(_theirs(name, family) for name in names))
+            some = ", ".join(names[:3])
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"it {what} {some}{more}")
     found = []
     for name, shape in shapes.items():
-        array, outputs = params[name], len(shape)
+        array, merged = params[name], (math.prod(shape),)
         if name.endswith("/kernel"):
-            outputs = len(shapes[name.replace("kernel", "bias")])
-        sides = (
-            (shape[:-outputs], shape[-outputs:]) if outputs < len(shape) else (shape,)
-        )
-        merged = tuple(map(math.prod, sides))
+            outputs = math.prod(shapes[name.replace("kernel", "bias")])
+            merged = (math.prod(shape) // outputs, outputs)
         if array.ndim == 4:  # the patches'
             array = array.reshape(-1, array.shape[-1])
         if array.shape not in (shape, merged):

@@ -1,0 +1,38 @@
+"""Models of timm and transformers, read, give the logits that they give there."""
+
+import numpy as np
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+timm = pytest.importorskip("timm")
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from experiments.interop import CASES, NPZ, compare, compare_npz  # noqa: E402
+from svda_jax.run.start import resample  # noqa: E402
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_of_a_file_equal_those_of_its_library(tmp_path, name):
+    expected, found = compare(CASES[name], tmp_path)
+    assert expected.std() > 0.1  # far above the tolerance, 50 times what is measured
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NPZ)
+def test_timm_reads_what_is_written_as_augregs(tmp_path, name):
+    theirs, ours = compare_npz(tmp_path, NPZ[name])
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 5, 7, 12])
+def test_position_embeddings_are_resampled_as_by_timm(rng, size):
+    embedding = np.float32(rng.normal(size=(1, 50, 6)))
+    expected = timm.layers.resample_abs_pos_embed(
+        torch.from_numpy(embedding), [size, size], num_prefix_tokens=1
+    )
+    np.testing.assert_allclose(resample(embedding, size), expected, atol=1e-5)
