@@ -171,7 +171,9 @@ def test_transformers_five_calls_them_otherwise(make, tmp_path, prefix):
     assert_same(read(path).params(num_heads=3), params)
 
 
-@pytest.mark.parametrize("form", ["params/", "params/ and opt/", "one array of blocks"])
+@pytest.mark.parametrize(
+    "form", ["params/", "opt/target/", "params/ and opt/", "one array of blocks"]
+)
 def test_big_visions_names(make, tmp_path, form):
     config, params = make(mean=(0.5, 0.5), std=(0.5, 0.5))
     renamed = {}
@@ -184,6 +186,9 @@ def test_big_visions_names(make, tmp_path, form):
         ):
             name = name.replace(old, new)
         renamed[f"params/{name}"] = array
+    if form == "opt/target/":
+        renamed = {k.replace("params/", form): v for k, v in renamed.items()}
+        renamed["opt/state/step"] = np.int32(3)
     if form == "params/ and opt/":
         renamed["opt/0/count"] = np.int32(3)
     if form == "one array of blocks":

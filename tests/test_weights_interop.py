@@ -36,3 +36,33 @@ def test_position_embeddings_are_resampled_as_by_timm(rng, size):
         torch.from_numpy(embedding), [size, size], num_prefix_tokens=1
     )
     np.testing.assert_allclose(resample(embedding, size), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"class_token": False, "global_pool": "avg"},
+        {"class_token": False, "global_pool": "avg", "fc_norm": False},
+    ],
+)
+def test_timm_finds_in_a_file_of_ours_what_it_had_written(tmp_path, options):
+    model = randomize(create(**SMALL, **options))
+    weights = read(save_state(model, tmp_path))
+    says = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "num_heads": 3, **weights.says}
+    found = rename(weights.params(3), ViTConfig(**says), family="timm")
+    state = model.state_dict()
+    assert found.keys() == state.keys()
+    for name, value in state.items():
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_transformers_loads_a_file_of_ours(tmp_path):
+    model = randomize(create_hugging_face())
+    weights = read(save_pretrained(model, tmp_path))
+    config = ViTConfig(mean=(0.5,) * 3, std=(0.5,) * 3, **weights.says)
+    path = tmp_path / "model.safetensors"
+    write(path, weights.params(), config, family="huggingface")
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(again[name], value)

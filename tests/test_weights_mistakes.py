@@ -184,6 +184,7 @@ def test_files_of_another_kind(tmp_path):
             {"model_type": "vit", "num_attention_heads": 3, "hidden_act": "relu"},
             "KeyError: 'relu'",
         ),
+        ("timm", {"architecture": "vit_siglip"}, "config.json does not say its GELU"),
         ("timm", {"global_pool": "map"}, "global_pool=map is none of ours"),
         ("timm", {"global_pool": "avg"}, "a class token and takes the mean"),
         ("timm", {"model_args": {"num_heads": "x"}}, "ValueError"),

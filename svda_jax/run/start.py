@@ -163,5 +163,7 @@ def resample(embedding, grid):
 def _value(values, name):
     """A value to compare: () for qk_dim that says D / H in every layer."""
     value = values.get(name)
-    full = name == "qk_dim" and (values["width"] // values["num_heads"],)
-    return () if full and value == full * values["depth"] else value
+    if name == "qk_dim" and value:
+        full = values["width"] // values["num_heads"]
+        return () if set(value) == {full} else value
+    return value

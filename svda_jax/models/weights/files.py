@@ -79,7 +79,7 @@ def to_float32(name, array):
         raise UserError(f"{name} is empty")
     if array.dtype not in (np.float16, np.float32, np.float64, jnp.bfloat16):
         raise UserError(f"{name} is of {array.dtype}, not of floating-point numbers")
-    array = array.astype(np.float32)
+    array = array.astype(np.float32, copy=False)
     if not np.isfinite(array).all():
         raise UserError(f"{name} has values that are not finite")
     return array

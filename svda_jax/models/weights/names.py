@@ -122,7 +122,7 @@ FLAX = Family(
     },
     separator="/",
     leaves=_FLAX,
-    prefix="params/",
+    prefix="(params|opt/target)/",
     gelu="tanh",
 )
 

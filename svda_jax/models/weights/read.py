@@ -110,8 +110,10 @@ def read(path):
 def _translate(stored):
     """Arrays by our names, matrices as `[inputs, outputs]`, and their family."""
     stored = _unstack(stored)
-    if any(name.startswith("params/") for name in stored):  # big_vision's checkpoint
-        stored = {k: v for k, v in stored.items() if k.startswith("params/")}
+    for prefix in ("params/", "opt/target/"):  # the rest is of an optimizer
+        if of_model := {k: v for k, v in stored.items() if k.startswith(prefix)}:
+            stored = of_model
+            break
     names = {
         family: {name: translate(name, family, a.ndim) for name, a in stored.items()}
         for family in FAMILIES
@@ -230,6 +232,11 @@ def _read_beside(beside, family):
             heads, gelu = arguments.get("num_heads"), arguments.get("act_layer")
             norm, names = config.get("pretrained_cfg") or {}, ("mean", "std")
             says["global_pool"] = config.get("global_pool")
+            if gelu is None and "siglip" in str(config.get("architecture")):
+                raise UserError(  # some of its sizes have one, some the other
+                    "its config.json does not say its GELU; add "
+                    '"model_args": {"act_layer": "gelu_tanh"}, or "gelu"'
+                )
         if heads is not None:
             says["num_heads"] = int(heads)
         if gelu is not None:
