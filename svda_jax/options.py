@@ -38,7 +38,9 @@ _COUNTS = ("must be () or a positive integer for each layer",
            lambda v: all(type(x) is int and x > 0 for x in v))
 
 OPTIONS = {
-    "init_from": Option("", None, 'Run whose parameters training starts from, or "".'),
+    "init_from": Option("", None,
+        'What training starts from: a run, a .npz or .safetensors file, a folder with '
+        'the latter, or "".'),
     "seed": Option(0, ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32),
         "Seed of all that is random: parameters, order, augmentation, dropout."),
     "num_epochs": Option(100, _POSITIVE, "Passes over the training split."),
@@ -91,8 +93,11 @@ OPTIONS = {
         "Directions of a head's queries and keys, layer by layer, as in (12, 8, 9); () "
         "is width / num_heads in all. A pruned model has fewer."),
     "model.mlp_dim": Option(384, _POSITIVE, "Hidden width of the MLPs."),
-    "model.pool": Option("gap", _one_of("gap", "cls"),
-        '"gap", the mean over tokens, or "cls", a class token.'),
+    "model.gelu": Option("tanh", _one_of("tanh", "erf"),
+        "GELU of the MLPs by tanh, as in Flax, or by erf, as in PyTorch."),
+    "model.pool": Option("gap", _one_of("gap", "avg", "cls"),
+        'What the head is given: "gap", the mean of the normalised tokens, "avg", the '
+        'normalised mean of tokens, or "cls", a class token.'),
     "model.dropout": Option(0.0, _BELOW_1,
         "Dropout rate on the embeddings and on what each residual branch adds."),
     "model.drop_path": Option(0.0, _BELOW_1,

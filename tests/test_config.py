@@ -24,6 +24,7 @@ from svda_jax.config import (
 from svda_jax.devices import parallel
 from svda_jax.models.attention import ATTENTIONS, SPECTRUM_STARTS
 from svda_jax.models.indicators import of_images
+from svda_jax.models.layers import GELUS
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import DTYPES, POOLS, ViT, ViTConfig, create_graphdef
 from svda_jax.options import OPTIONS
@@ -201,7 +202,7 @@ def test_every_config_trains(path, depth, rng):
         ({"model__num_heads": 3}, "model.num_heads=3 must divide model.width=16"),
         ({"model__patch_size": 3}, "model.patch_size=3 must divide dataset.image_size"),
         ({"model__attention": "svd"}, "model.attention=svd must be one of"),
-        ({"model__pool": "max"}, "model.pool=max must be one of gap, cls"),
+        ({"model__pool": "max"}, "model.pool=max must be one of gap, avg, cls"),
         ({"model__spectrum_init": "big"}, "model.spectrum_init=big must be one of"),
         ({"model__dtype": "float16"}, "model.dtype=float16 must be one of"),
         ({"model__dropout": 1.0}, "model.dropout=1.0 must be at least 0 and less"),
@@ -297,6 +298,7 @@ def test_choices_and_fields_are_those_of_the_model():
         ("model.attention", ATTENTIONS),
         ("model.spectrum_init", SPECTRUM_STARTS),
         ("model.pool", POOLS),
+        ("model.gelu", GELUS),
         ("model.dtype", DTYPES),
     ):
         assert OPTIONS[key].rule[0] == f"must be one of {', '.join(names)}"

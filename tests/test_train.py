@@ -18,6 +18,7 @@ from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.events import EventWriter
 from svda_jax.run.runs import read_history
+from svda_jax.run.start import load_start
 from svda_jax.train import loop as train
 from svda_jax.train.loop import train_and_evaluate
 from svda_jax.train.optimizer import create_schedule
@@ -243,7 +244,8 @@ def test_a_start_keeps_its_sigma_and_needs_no_evaluation(
     (tmp_path / "old" / "history.nc").unlink()
     changes = {"init_from": str(tmp_path / "old"), "model__spectrum_init": "ones"}
     config = make_config(**OPTIONS, **changes)
-    start = runs.load_start(config, vit_config(config), tmp_path / "new")
+    start, lines = load_start(config, vit_config(config), tmp_path / "new")
+    assert not lines
     block = runs.load(finished).model.blocks[1]
     np.testing.assert_allclose(
         start["blocks"][1]["attention"]["relative_sigma"], block.attention.sigma

@@ -33,7 +33,7 @@ def randomized(config, randomize, scale=0.3):
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
-@pytest.mark.parametrize("pool", ["gap", "cls"])
+@pytest.mark.parametrize("pool", ["gap", "avg", "cls"])
 def test_parameter_count(make_model_config, attention, pool):
     config = make_model_config(attention=attention, pool=pool)
     width, hidden, tokens, classes = 15, 11, 9 + (pool == "cls"), 7
@@ -52,7 +52,7 @@ def test_attention_changes_h_k_l_parameters(make_model_config):
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])
-@pytest.mark.parametrize(("pool", "tokens"), [("gap", 9), ("cls", 10)])
+@pytest.mark.parametrize(("pool", "tokens"), [("gap", 9), ("avg", 9), ("cls", 10)])
 def test_logits_and_traces(make_model_config, images, attention, pool, tokens):
     model = make(make_model_config(attention=attention, pool=pool))
     logits, traces = model(images)
@@ -64,6 +64,33 @@ def test_logits_and_traces(make_model_config, images, attention, pool, tokens):
         assert trace.query.shape == trace.key.shape == (B, tokens, 3, 5)
         assert trace.scale == 5**-0.5
     assert all(block.attention.spectrum.shape == (3, 5) for block in model.blocks)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("attention", ["svda", "softmax"])
+def test_the_head_is_given_the_norm_of_the_mean_or_the_mean_of_norms(
+    make_model_config, images, randomize, attention, scan
+):
+    options = {"attention": attention, "scan": scan, "depth": 3}
+    found = {}
+    for pool in ("gap", "avg"):
+        model = randomized(make_model_config(**options, pool=pool), randomize)
+        seen, norm = [], model.norm
+        model.norm = lambda x, norm=norm, seen=seen: seen.append(x) or norm(x)
+        found[pool] = model(images)[0], seen[0], model.head, norm
+    tokens = found["gap"][1]  # [B, N, D]
+    logits, mean, head, norm = found["avg"]
+    np.testing.assert_allclose(mean, tokens.mean(1), atol=1e-5)
+    np.testing.assert_allclose(logits, head(norm(tokens.mean(1))), atol=1e-5)
+    assert np.abs(logits - found["gap"][0]).max() > 0.01
+
+
+def test_gelu_by_erf_and_by_tanh(make_model_config, rng):
+    x = np.float32(rng.normal(size=(B, 15)))
+    for gelu, approximate in (("erf", False), ("tanh", True)):
+        mlp = make(make_model_config(gelu=gelu)).blocks[0].mlp
+        expected = mlp.out(jax.nn.gelu(mlp.hidden(x), approximate=approximate))
+        np.testing.assert_allclose(mlp(x), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("attention", ["svda", "softmax"])

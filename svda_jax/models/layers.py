@@ -1,9 +1,13 @@
-"""What blocks are made of: modules of one operation, how they start; dropout."""
+"""What blocks are made of: linear maps and how they start, norms, MLPs, dropout."""
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+
+# Of GELU(x) = x Phi(x): Phi by tanh, as in Flax, or by erf, as in PyTorch.
+GELUS = ("tanh", "erf")
 
 _XAVIER = nnx.initializers.xavier_uniform()
 
@@ -66,6 +70,32 @@ class LayerNorm(nnx.Module):
         return self.ops.layer_norm(
             x.astype(self.dtype), self.scale[...], self.bias[...]
         )
+
+
+class Mlp(nnx.Module):
+    """Two linear maps with a GELU between them.
+
+    Args:
+      width: D.
+      hidden: width between the maps.
+      gelu: one of `GELUS`, which differ by up to 5e-4.
+      dtype: of the result; parameters are float32.
+      ops: the model's `Ops`.
+      rngs: `nnx.Rngs` to initialise from.
+    """
+
+    def __init__(self, width, hidden, *, gelu="tanh", dtype=jnp.float32, ops, rngs):
+        options = {"dtype": dtype, "ops": ops, "rngs": rngs}
+        self.hidden = Linear(width, hidden, **options)
+        self.out = Linear(hidden, width, **options)
+        self.gelu, self.ops = gelu, ops
+
+    def __call__(self, x):
+        """`[..., D]` -> `[..., D]`."""
+        x = self.hidden(x)
+        if self.gelu == "tanh":
+            return self.out(self.ops.gelu(x))
+        return self.out(jax.nn.gelu(x, approximate=False))
 
 
 class Dropout:

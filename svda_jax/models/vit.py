@@ -13,11 +13,11 @@ from flax import nnx
 
 from svda_jax import UserError
 from svda_jax.models.attention import ATTENTIONS, Attention
-from svda_jax.models.layers import Dropout, LayerNorm, Linear
+from svda_jax.models.layers import GELUS, Dropout, LayerNorm, Linear, Mlp
 from svda_jax.models.ops import PLAIN
 from svda_jax.models.stack import REMATS, run_blocks
 
-POOLS = ("gap", "cls")
+POOLS = ("gap", "avg", "cls")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -38,7 +38,9 @@ class ViTConfig:
       qk_dim: directions a head's queries and keys have, layer by layer; () is D / H in
         all, which is also what the scores are scaled by.
       mlp_dim: hidden width of the MLPs.
-      pool: "gap", the mean over tokens, or "cls", a class token.
+      gelu: theirs, one of `GELUS`.
+      pool: what the head is given: "gap", the mean of the normalised tokens, "avg", the
+        normalised mean of tokens, or "cls", a class token.
       dropout: rate on the embeddings and on what each residual branch adds.
       drop_path: rate at which the last block's residual branches are dropped for an
         image; it grows linearly from 0 at the first block.
@@ -64,6 +66,7 @@ class ViTConfig:
     num_heads: int
     mlp_dim: int
     qk_dim: tuple[int, ...] = ()
+    gelu: str = "tanh"
     pool: str = "gap"
     dropout: float = 0.0
     drop_path: float = 0.0
@@ -74,7 +77,8 @@ class ViTConfig:
     remat: str = "none"
 
     def __post_init__(self):
-        fields = {"pool": POOLS, "attention": ATTENTIONS, "remat": REMATS}
+        fields = {"pool": POOLS, "gelu": GELUS, "attention": ATTENTIONS}
+        fields["remat"] = REMATS
         for name, choices in fields.items():
             self._require(
                 getattr(self, name) in choices, name, f"be one of {', '.join(choices)}"
@@ -170,20 +174,6 @@ class PatchEmbed(nnx.Module):
         )
 
 
-class Mlp(nnx.Module):
-    """Two linear maps with a GELU between them."""
-
-    def __init__(self, config, *, ops, rngs):
-        options = {"dtype": jnp.dtype(config.dtype), "ops": ops, "rngs": rngs}
-        self.hidden = Linear(config.width, config.mlp_dim, **options)
-        self.out = Linear(config.mlp_dim, config.width, **options)
-        self.ops = ops
-
-    def __call__(self, x):
-        """`[B, N, D]` -> `[B, N, D]`."""
-        return self.out(self.ops.gelu(self.hidden(x)))
-
-
 class Block(nnx.Module):
     """A pre-norm Transformer block: attention, then MLP, each on a residual branch."""
 
@@ -199,7 +189,7 @@ class Block(nnx.Module):
             **options,
         )
         self.mlp_norm = LayerNorm(config.width, **options)
-        self.mlp = Mlp(config, ops=ops, rngs=rngs)
+        self.mlp = Mlp(config.width, config.mlp_dim, gelu=config.gelu, **options)
 
     def __call__(self, x, *, drop=None, drop_path=None, measure=None):
         """`[B, N, D]` -> (`[B, N, D]`, attention's trace).
@@ -306,7 +296,10 @@ class ViT(nnx.Module):
         x, traces = run_blocks(
             call, self.blocks, x, scan=config.scan, remat=config.remat
         )
-        x = self.norm(x.astype(jnp.float32))
+        x = x.astype(jnp.float32)
+        if config.pool == "avg":
+            return self.head(self.norm(jnp.mean(x, axis=1))), traces
+        x = self.norm(x)
         x = x[:, 0] if config.pool == "cls" else jnp.mean(x, axis=1)  # [B, D]
         return self.head(x), traces
 

@@ -29,7 +29,6 @@ from svda_jax.config import (
     vit_config,
 )
 from svda_jax.devices import parallel
-from svda_jax.models.attention import SPECTRUM_STARTS
 from svda_jax.models.vit import ViT, abstract_params, create_graphdef
 from svda_jax.options import OPTIONS
 from svda_jax.run.checkpoints import Checkpoints
@@ -124,14 +123,18 @@ def load(workdir):
     """
     workdir = local_path(workdir)
     return Run(
-        *_load_model(workdir),
+        *load_model(workdir),
         history=read_history(workdir),
         class_names=read_class_names(workdir),
     )
 
 
-def _load_model(workdir):
-    """Config, model and step of a run that has a checkpoint."""
+def load_model(workdir):
+    """Config, model and step of a run that has a checkpoint.
+
+    Raises:
+      UserError: there is no run in workdir, or it has no checkpoint yet.
+    """
     config = load_config(workdir)
     model_config = dataclasses.replace(vit_config(config), scan=False, remat="none")
     graphdef = create_graphdef(model_config)
@@ -147,55 +150,6 @@ def _load_model(workdir):
     if not restored:
         raise UserError(f"{workdir} has no checkpoint yet")
     return config, nnx.merge(graphdef, restored[name]), step
-
-
-def load_start(config, model_config, workdir):
-    """The parameters that a run starts from, if it begins and is to have another run's.
-
-    Args:
-      config: of the run.
-      model_config: its `ViTConfig`.
-      workdir: of the run.
-
-    Returns:
-      Parameters as nested dicts; None where `init_from` is "" or the run has a
-      checkpoint of its own.
-
-    Raises:
-      UserError: there is no such run, or its model is another.
-    """
-    if not config.init_from:
-        return None
-    with Checkpoints(checkpoints_path(workdir)) as checkpoints:
-        if checkpoints.steps():
-            return None
-    try:
-        found_config, model, _ = _load_model(local_path(config.init_from))
-    except UserError as error:
-        raise UserError(f"init_from={config.init_from}: {error}") from None
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    found, expected = map(_shapes, (params, abstract_params(model_config)))
-    for name in sorted(found.keys() | expected.keys()):
-        if found.get(name) != expected.get(name):
-            raise UserError(
-                f"init_from={config.init_from} is of another model: {name} has shape "
-                f"{found.get(name)}, not {expected.get(name)}"
-            )
-    starts = found_config.model.spectrum_init, config.model.spectrum_init
-    if config.model.attention == "svda" and starts[0] != starts[1]:
-        # sigma, start times parameter, stays what it was.
-        width = config.model.width // config.model.num_heads
-        ratio = SPECTRUM_STARTS[starts[0]](width) / SPECTRUM_STARTS[starts[1]](width)
-        for block in params["blocks"].values():
-            block["attention"]["relative_sigma"] *= ratio
-    return params
-
-
-def _shapes(params):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
 
 
 def load_config(workdir):

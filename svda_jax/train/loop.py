@@ -11,8 +11,8 @@ from svda_jax.devices import parallel, processes
 from svda_jax.devices.compile_cache import use_compile_cache
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import create_graphdef
-from svda_jax.run import runs
 from svda_jax.run.session import Session
+from svda_jax.run.start import load_start
 from svda_jax.train.compiled import (
     create_evaluate,
     create_keys,
@@ -59,7 +59,7 @@ def train_and_evaluate(config, workdir):
         )
         num_images = train_data.num_images
         due = Due(config, num_images)
-        start = runs.load_start(config, model_config, workdir)
+        start, changes = load_start(config, model_config, workdir)
         keys = create_keys(config.seed, parallel.replicated(mesh))
         init, train_step = create_training(
             config, model_config, num_steps=due.num_steps, mesh=mesh
@@ -78,8 +78,8 @@ def train_and_evaluate(config, workdir):
             train_step, abstract_state, keys.step, config=config, mesh=mesh
         )
         session.begin(mesh, train_data.class_names, due.num_steps)
-        if memory:
-            session.say(memory)
+        for line in filter(None, [memory, *changes]):
+            session.say(line)
         state = TrainState(**restored) if restored else init(keys.init)
         if start:
             state = state.with_params(parallel.place(start, shardings.params))
