@@ -8,7 +8,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from flax import nnx
 
@@ -88,8 +87,6 @@ def prune_run(
         raise UserError(f"{workdir} has softmax attention and no sigma; --basis=score")
     mesh, training, data = load_data(config)
     moments, lengths = measure_moments(model, training)
-    if not all(np.isfinite(one).all() for one in (*moments, *lengths)):
-        raise UserError(f"{workdir} has queries or keys that are not finite")
     directions = split(model, basis, moments)
     sizes = [one.size for one in directions]
     keep = choose(sizes, rho=rho, rank=rank, bound=bound, pooled=pooled)
