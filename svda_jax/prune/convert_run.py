@@ -64,15 +64,9 @@ def convert_run(workdir, out, *, constant=0.0, finetune_epochs=0):
     models = {"softmax": model, "SVDA": convert(model, training, constant=constant)}
     values = evaluate(config, models, data, mesh)
     apart = measure_apart(model, models["SVDA"], data)
-    text = "\n".join(
-        [
-            f"# {workdir.name}, converted to SVDA"
-            + f" --constant={constant:g}" * bool(constant),
-            "",
-            *describe(values, apart),
-            "",
-        ]
-    )
+    rule = f" --constant={constant:g}" * bool(constant)
+    title = f"# {workdir.name}, converted to SVDA{rule}"
+    text = "\n".join([title, "", *describe(values, apart), ""])
     converted = copy.deepcopy(config)
     with converted.unlocked():
         converted.model.attention = "svda"
@@ -106,9 +100,9 @@ def describe(values, apart):
     lines += [
         "",
         "How far SVDA's scores are from softmax attention's over the evaluation split, "
-        "each model with its own inputs: root mean square (logits, each row's mean left "
-        "out), in brackets over the size of softmax attention's; and the mean total "
-        "variation distance of their attention, 0 to 1:",
+        "each model with its own inputs: root mean square (logits, each row's mean "
+        "left out), in brackets over the size of softmax attention's; and the total "
+        "variation distance of their rows of attention, 0 to 1:",
         "",
         f"| layer | {' | '.join(heads)} |",
         "|---" * (1 + len(heads)) + "|",
