@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from svda_jax import main
-from svda_jax.data import datasets
-from svda_jax.devices import parallel
 from svda_jax.prune import run as pruning_run
 from svda_jax.prune.convert_run import convert_run
 from svda_jax.prune.convert_run import main as convert_main
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 from svda_jax.run.predict import predict
+from svda_jax.train.derive import load_data
 from svda_jax.train.loop import train_and_evaluate
 
 L, H, K = 2, 2, 8
@@ -35,7 +34,17 @@ def trained(keep_run, make_config, tmp_path_factory, tmp_path, two_devices):
     return tmp_path / "softmax"
 
 
-def test_converted_run_is_a_plain_svda_run(trained, capsys, monkeypatch, tmp_path):
+@pytest.fixture
+def no_times(monkeypatch):
+    """Pruning times nothing, which compiles two training steps."""
+    times = {"original": np.ones(1), "shrunk": np.ones(1)}
+    what = ("inference", "training step")
+    monkeypatch.setattr(
+        pruning_run, "_measure", lambda *args: dict.fromkeys(what, times)
+    )
+
+
+def test_converted_run_is_a_plain_svda_run(trained, no_times, capsys, tmp_path):
     convert_main(["--workdir", str(trained), "--finetune_epochs=1"])
     out = trained.with_name("softmax-converted")
     page = (out / "convert.md").read_text()
@@ -49,8 +58,7 @@ def test_converted_run_is_a_plain_svda_run(trained, capsys, monkeypatch, tmp_pat
     assert run.step == original.step
     assert run.class_names == original.class_names
     # What its history says is so.
-    mesh = parallel.create_mesh(parallel.find_devices(None)[:1])
-    data = datasets.load(run.config.dataset, "eval", batch_size=32, mesh=mesh)
+    _, _, data = load_data(run.config)
     logits, labels = predict(run.model, data)[0], data.get(range(data.num_images))[1]
     accuracy = float(run.history["eval_accuracy"][-1])
     assert np.mean(logits.argmax(-1) == labels) == pytest.approx(accuracy, abs=1e-6)
@@ -69,10 +77,6 @@ def test_converted_run_is_a_plain_svda_run(trained, capsys, monkeypatch, tmp_pat
     main.main(["main", f"--config={out}/config.json", *longer])
     assert runs.load(out).step == original.step * 3 // 2
     # It is pruned like any other.
-    times = {"original": np.ones(1), "shrunk": np.ones(1)}
-    what = ("inference", "training step")
-    times = dict.fromkeys(what, times)
-    monkeypatch.setattr(pruning_run, "_measure", lambda *args: times)
     prune_run(out, tmp_path / "pruned", rank=2)
     assert runs.load(tmp_path / "pruned").model.config.qk_dim == (6, 6)
 
@@ -89,17 +93,12 @@ def test_a_constant_brings_the_run_nearer_to_softmax(trained, tmp_path):
     assert abs(losses[2] - losses[0]) < abs(losses[1] - losses[0])
 
 
-def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, tmp_path):
+def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, no_times, tmp_path):
     svda, empty, single = (tmp_path / name for name in ("svda", "empty", "single"))
     convert_run(trained, svda)
     empty.mkdir()
     shutil.copyfile(trained / "config.json", empty / "config.json")
-    pruning = pytest.MonkeyPatch()
-    times = dict.fromkeys(("inference", "training step"), {})
-    pruning.setattr(pruning_run, "_measure", lambda *args: times)
-    pruning.setattr(pruning_run.page, "compare", lambda *args: [])
     prune_run(trained, single, rank=1)
-    pruning.undo()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     for argv, message in (
         ([f"--workdir={svda}"], "svda has svda attention; only a run with softmax att"),
