@@ -128,7 +128,7 @@ def measure(workdir, original, data):
         "size": np.sqrt(np.mean(np.square(apart["size"]))),
         "weights": apart["weights"].mean(),
     }
-    return {name: float(number) for name, number in numbers.items()}
+    return {name: round(float(number), 6) for name, number in numbers.items()}
 
 
 def write_results(workdirs, studies, epochs, out, command):
