@@ -3,7 +3,7 @@
 The rooms, each of which imports those below it alone:
 
 main      the command line                    run      what a run's folder holds
-prune     fewer directions in the scores      config   read and checked
+prune     scores shortened, or made SVDA      config   read and checked
 train     loop, steps, optimizer              options  every option
 look      maps, figures, report               data     splits, decoding, augmentation
 nnx       SVDA in a model of one's own        models   attention, ViT, indicators

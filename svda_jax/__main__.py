@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
     "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
+    "convert": ("svda_jax.prune.convert_run:main", "Makes a softmax run an SVDA run."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
     "verify": ("svda_jax.run.verify:main", "Checks the checkpoints of a run."),
 }
@@ -32,7 +33,7 @@ def main(argv):
     if command not in COMMANDS:
         sys.exit(f"error: no command {command}; there are {', '.join(COMMANDS)}")
     with one_line():
-        if command == "prune":
+        if command in ("prune", "convert"):
             keep_memory()
         module, _, function = COMMANDS[command][0].partition(":")
         try:

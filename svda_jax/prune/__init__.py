@@ -1,1 +1,1 @@
-"""Pruning: a trained model with fewer directions in its scores."""
+"""Trained models whose scores are written anew: shorter, or as SVDA."""

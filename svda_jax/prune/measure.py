@@ -1,4 +1,4 @@
-"""What pruning measures of a model over images: moments, and how far scores move."""
+"""What is measured of a model over images: moments, fits, and how far scores move."""
 
 import functools
 import itertools
@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from svda_jax import UserError
+from svda_jax.models.attention import diagonal
 from svda_jax.models.ops.plain import normalize, second_moments
 
 # Images that moments are measured over, the first of the training split. They have
@@ -26,8 +28,13 @@ def measure_moments(model, data):
       `[2, H, K, K]` float64 for each layer, the mean of `plain.second_moments`; and
       `[2, H, K, K]` for each layer, the mean over tokens of x x^T, x queries and keys
       before they are normalised.
+
+    Raises:
+      UserError: queries or keys are not finite.
     """
     totals = _add_up(_sum_moments, model, data)
+    if not all(np.isfinite(total).all() for total in jax.tree.leaves(totals)):
+        raise UserError("the model has queries or keys that are not finite")
     return tuple(zip(*totals, strict=True))
 
 
@@ -47,6 +54,42 @@ def measure_movement(model, forms, data):
     """
     forms = [jnp.float32(form) for form in forms]
     return np.sqrt(np.stack(_add_up(_sum_movement, model, data, forms)))
+
+
+def measure_fit(model, coordinates, data):
+    """What `convert.fit_sigma` fits sigma to.
+
+    Args:
+      model: a `ViT` with softmax attention.
+      coordinates: `convert.Coordinates` of each layer.
+      data: the training split, from `datasets.load`.
+
+    Returns:
+      For each layer `[H, K, K]` and `[H, K]` float64, the means of z_k z_l and of z_k x
+      over images, rows i and tokens j:
+
+        x = softmax's score,  z_k = q'_ik / |q'_i| (k'_j / |k'_j|)_k / sqrt(K)
+    """
+    return _add_up(_sum_fit, model, data, jax.tree.map(jnp.float32, coordinates))
+
+
+def measure_apart(model, other, data):
+    """How far the attention of two models is apart, each with its own inputs.
+
+    Args:
+      model: a `ViT`.
+      other: a `ViT` of as many layers and heads.
+      data: the images, from `datasets.load`.
+
+    Returns:
+      A dict of `[L, H]`, means over images, rows and tokens: "logits", the root mean
+      square difference of their scores, each row's mean left out; "size", that of the
+      first model's scores; "weights", the total variation distance of their rows, 0 to
+      1: half the sum of |A_ij - A'_ij|.
+    """
+    found = np.stack(_add_up(_sum_apart, model, data, other))  # [L, 3, H]
+    logits, size, weights = np.moveaxis(found, 1, 0)
+    return {"logits": np.sqrt(logits), "size": np.sqrt(size), "weights": weights}
 
 
 def _add_up(function, model, data, *args):
@@ -81,15 +124,79 @@ def _sum_movement(params, forms, images, mask, *, graphdef):
     _, traces = nnx.merge(graphdef, params)(images)
     sums = []
     for trace, form in zip(traces, forms, strict=True):
+        query, key = _vectors(trace)
+        moved = _mean_square(_multiply(_turn(query, form), key))  # [B, H]
+        sums.append(_sum_images(moved, mask))
+    return sums
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _sum_fit(params, coordinates, images, mask, *, graphdef):
+    _, traces = nnx.merge(graphdef, params)(images)
+    # Means over i and j of products of z are products of means: no [N, N] is formed.
+    multiply = functools.partial(jnp.einsum, "bihk,bihl->bhkl", precision="highest")
+    sums = []
+    for trace, one in zip(traces, coordinates, strict=True):
         query, key = _float32(trace)
-        if trace.sigma is not None:
-            query, key = normalize(query), normalize(key)
-        key = key - jnp.mean(key, axis=1, keepdims=True)
-        moved = jnp.einsum("bihk,hkl,bjhl->bhij", query, form, key, precision="highest")
-        moved = jnp.mean(jnp.square(moved), axis=(2, 3))  # [B, H]
-        sums.append(jnp.sum(jnp.where(mask[:, None], moved, 0), axis=0))
+        query_hat = normalize(_turn(query, one.query) + one.constant)
+        key_hat = _centre(normalize(_turn(key, one.key) + one.constant))
+        key = _centre(key)
+        scale = trace.scale / query.shape[1]
+        gram = multiply(query_hat, query_hat) * multiply(key_hat, key_hat)
+        target = jnp.sum(multiply(query, query_hat) * multiply(key, key_hat), axis=-2)
+        sums.append([_sum_images(scale**2 * x, mask) for x in (gram, target)])
+    return sums
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _sum_apart(params, other, images, mask, *, graphdef):
+    _, traces = nnx.merge(graphdef, params)(images)
+    _, others = other(images)
+    sums = []
+    for pair in zip(traces, others, strict=True):
+        one, two = map(_scores, pair)
+        apart = jnp.abs(jax.nn.softmax(one) - jax.nn.softmax(two))
+        distance = jnp.mean(jnp.sum(apart, axis=-1), axis=-1) / 2
+        found = (_mean_square(one - two), _mean_square(one), distance)  # [B, H] each
+        sums.append(jnp.stack([_sum_images(x, mask) for x in found]))
     return sums
 
 
 def _float32(trace):
     return trace.query.astype(jnp.float32), trace.key.astype(jnp.float32)
+
+
+def _vectors(trace):
+    """Queries, and keys centred within their image, as scores see them."""
+    query, key = _float32(trace)
+    if trace.sigma is not None:
+        query, key = normalize(query), normalize(key)
+    return query, _centre(key)
+
+
+def _centre(key):
+    return key - jnp.mean(key, axis=1, keepdims=True)
+
+
+def _scores(trace):
+    """`[B, H, N, N]`, each row's mean left out."""
+    query, key = _vectors(trace)
+    return _multiply(query * diagonal(query, trace.sigma, trace.scale), key)
+
+
+def _turn(x, form):
+    return jnp.einsum("bihk,hkl->bihl", x, form, precision="highest")
+
+
+def _multiply(query, key):
+    return jnp.einsum("bihk,bjhk->bhij", query, key, precision="highest")
+
+
+def _mean_square(scores):
+    return jnp.mean(jnp.square(scores), axis=(2, 3))
+
+
+def _sum_images(values, mask):
+    """The sum over images of `[B, ...]`."""
+    mask = mask.reshape(-1, *(1,) * (values.ndim - 1))
+    return jnp.sum(jnp.where(mask, values, 0), axis=0)

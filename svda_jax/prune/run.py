@@ -2,38 +2,34 @@
 
 import argparse
 import copy
-import dataclasses
-import functools
 import json
 import shlex
 import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from flax import nnx
 
 from svda_jax import UserError, local_path
-from svda_jax.data import datasets
-from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat
 from svda_jax.prune import model as pruning
 from svda_jax.prune import page
 from svda_jax.prune.measure import measure_moments, measure_movement
 from svda_jax.prune.model import BASES, choose, mask, shrink, split
-from svda_jax.run import console, runs
-from svda_jax.run.checkpoints import Checkpoints, quiet_orbax
-from svda_jax.run.events import EventWriter
-from svda_jax.run.history import History
+from svda_jax.run import runs
+from svda_jax.run.checkpoints import quiet_orbax
 from svda_jax.run.predict import predict
-from svda_jax.train.compiled import (
-    create_evaluate,
-    create_keys,
-    create_timed_step,
-    create_training,
+from svda_jax.train.compiled import create_timed_step
+from svda_jax.train.derive import (
+    check_new,
+    evaluate,
+    finetune,
+    load_data,
+    name_finetuned,
+    name_out,
+    write_run,
 )
-from svda_jax.train.loop import train_and_evaluate
 
 RULES = ("rho", "rank", "bound")  # of which one says how much goes
 DEFAULT_RHO = 0.99
@@ -79,22 +75,18 @@ def prune_run(
       UserError: an argument or a folder is not what it should be; nothing is written.
     """
     workdir, out = local_path(workdir), local_path(out)
-    finetuned = out.with_name(f"{out.name}-finetuned")
     rule = _check_rule(basis, rho, rank, bound, pooled)
-    _check(norm_columns, multiple, finetune_epochs)
-    _check_folders([out, *([finetuned] if finetune_epochs else [])])
+    _require(
+        (norm_columns >= 0, f"--norm_columns={norm_columns} must not be negative"),
+        (multiple > 0, f"--multiple={multiple} must be positive"),
+    )
+    check_new(out, finetune_epochs=finetune_epochs)
     run = runs.load(workdir)
     config, model = run.config, run.model
     if config.model.attention == "softmax" and basis == "sigma":
         raise UserError(f"{workdir} has softmax attention and no sigma; --basis=score")
-    mesh = parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1])
-    training, data = (
-        datasets.load(config.dataset, kind, batch_size=config.batch_size, mesh=mesh)
-        for kind in ("train", "eval")
-    )
+    mesh, training, data = load_data(config)
     moments, lengths = measure_moments(model, training)
-    if not all(np.isfinite(one).all() for one in (*moments, *lengths)):
-        raise UserError(f"{workdir} has queries or keys that are not finite")
     directions = split(model, basis, moments)
     sizes = [one.size for one in directions]
     keep = choose(sizes, rho=rho, rank=rank, bound=bound, pooled=pooled)
@@ -105,7 +97,7 @@ def prune_run(
         "masked": mask(model, directions, keep),
         "shrunk": shrink(model, directions, keep, lengths, **options),
     }
-    values = _evaluate(config, models, data, mesh)
+    values = evaluate(config, models, data, mesh)
     pruned = copy.deepcopy(config)
     with pruned.unlocked():
         pruned.model.qk_dim = models["shrunk"].config.qk_dim
@@ -123,7 +115,7 @@ def prune_run(
             "",
         ]
     )
-    _write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh)
+    write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh)
     took = {
         "workdir": str(workdir),
         "rule": rule,
@@ -133,24 +125,8 @@ def prune_run(
     runs.write_atomically(runs.pruning_path(out), json.dumps(took).encode())
     runs.write_atomically(out / "prune.md", text.encode())
     if finetune_epochs:
-        finetune(out, finetuned, epochs=finetune_epochs)
+        finetune(out, name_finetuned(out), epochs=finetune_epochs)
     return text
-
-
-def finetune(workdir, out, *, epochs):
-    """Trains a run's model further, at a tenth of its learning rate, as a run in out.
-
-    Args:
-      workdir: of the run.
-      out: folder of the new run; one that was stopped goes on.
-      epochs: to train for.
-    """
-    config = copy.deepcopy(runs.load_config(workdir))
-    with config.unlocked():
-        config.init_from = str(workdir)
-        config.num_epochs = epochs
-        config.learning_rate = config.learning_rate / 10
-    train_and_evaluate(config, out)
 
 
 def _check_rule(basis, rho, rank, bound, pooled):
@@ -173,45 +149,10 @@ def _check_rule(basis, rho, rank, bound, pooled):
     return f"{said} --basis={basis}" + " --pooled" * pooled
 
 
-def _check(norm_columns, multiple, finetune_epochs):
-    _require(
-        (norm_columns >= 0, f"--norm_columns={norm_columns} must not be negative"),
-        (multiple > 0, f"--multiple={multiple} must be positive"),
-        (
-            finetune_epochs >= 0,
-            f"--finetune_epochs={finetune_epochs} must not be negative",
-        ),
-    )
-
-
 def _require(*rules):
     for holds, message in rules:
         if not holds:
             raise UserError(message)
-
-
-def _check_folders(folders):
-    for folder in folders:
-        if folder.exists():
-            raise UserError(f"{folder} exists; give another --out or remove it")
-        Checkpoints(runs.checkpoints_path(folder))  # refuses what it cannot use
-
-
-def _evaluate(config, models, data, mesh):
-    """What an evaluation measures of each model."""
-    key = create_keys(config.seed, parallel.replicated(mesh)).noise
-    noise_scale = config.indicators.noise_scale
-
-    @functools.cache  # the original and the masked model are one program
-    def evaluation(graphdef):
-        return create_evaluate(data, graphdef, mesh, key=key, noise_scale=noise_scale)
-
-    values = {}
-    for name, model in models.items():
-        graphdef, params = nnx.split(model, nnx.Param)
-        params = parallel.replicate(nnx.to_pure_dict(params), mesh)
-        values[name] = evaluation(graphdef)(params)
-    return values
 
 
 def _measure(config, pruned, models, mesh, repeats):
@@ -231,25 +172,6 @@ def _measure(config, pruned, models, mesh, repeats):
             {n: repeat(*create_timed_step(c, mesh)) for n, c in of.items()}, repeats
         ),
     }
-
-
-def _write_run(run, config, model, values, out, mesh):
-    """The shrunk model as a run that has ended where the original has."""
-    init, _ = create_training(config, model.config, num_steps=10**6, mesh=mesh)
-    state = init(create_keys(config.seed, parallel.replicated(mesh)).init)
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    state = state.with_params(parallel.replicate(params, mesh))
-    step = parallel.replicate(np.int32(run.step), mesh)
-    state = dataclasses.replace(state, step=step)
-    runs.create_workdir(config, out)
-    runs.write_class_names(out, run.class_names)
-    last = run.history.isel(step=-1)
-    history = History(out, last_step=0, attrs=console.describe_devices(mesh))
-    history.append(run.step, float(last["epoch"]), values)
-    with EventWriter(out, config, last_step=0) as events:
-        events.write(run.step, values)
-    with Checkpoints(runs.checkpoints_path(out)) as checkpoints:
-        checkpoints.save(run.step, vars(state))
 
 
 def main(argv=None):
@@ -287,9 +209,8 @@ def main(argv=None):
     name, value = next((n, options[n]) for n in RULES if options[n] is not None)
     try:
         workdir = local_path(workdir)
-        named = workdir if workdir.name.strip(".") else workdir.resolve()
         rule = f"{name}-{value:g}".removeprefix("rho-")
-        out = out or named.parent / f"{named.name}-pruned-{rule}"
+        out = out or name_out(workdir, f"pruned-{rule}")
         text = prune_run(workdir, out, **options)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
