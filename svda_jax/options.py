@@ -38,6 +38,8 @@ _COUNTS = ("must be () or a positive integer for each layer",
            lambda v: all(type(x) is int and x > 0 for x in v))
 
 OPTIONS = {
+    "note": Option("", None,
+        "Said before training, as by a recipe that chooses by rule; changes nothing."),
     "init_from": Option("", None, 'Run whose parameters training starts from, or "".'),
     "seed": Option(0, ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32),
         "Seed of all that is random: parameters, order, augmentation, dropout."),

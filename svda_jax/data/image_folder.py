@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 
+import cv2
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -33,7 +35,8 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set of one's own; `tfds.builder(name)` opens what it wrote.
 
     JPEG and PNG files are kept byte for byte, others as PNG of the pixels that `decode`
-    makes of them. `classes.json` beside the data keeps the folders' names of classes.
+    makes of them. Beside the data, `classes.json` keeps the folders' names of classes
+    and `images.json` what `Measured` says, for configs/folder.py.
 
     Args:
       name: what the data set will be called.
@@ -52,6 +55,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.files, self.classes, self.left_out = find_images(source)
         self.class_names = _name_classes(pathlib.Path(source), self.classes)
         self.source, self.strict = source, strict
+        self.measured = {"num_classes": len(self.classes), "splits": {}}
         super().__init__(**kwargs)
 
     def _info(self):
@@ -79,25 +83,59 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _generate_examples(self, split, files):
-        taken = set()
+        taken, measured = collections.Counter(), Measured()
         for path, label in files:
             try:
-                example = {"image": _keep(path.read_bytes()), "label": label}
+                data, pixels = _keep(path.read_bytes())
             except (CorruptImageError, OSError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 self.left_out[reason].append(as_text(path))
                 self._refuse(reason, as_text(path))
                 continue
-            taken.add(label)
+            taken[label] += 1
+            if split == "train":
+                measured.add(pixels)
             name = as_text(path.relative_to(self.source))
-            yield name, {**example, "file_name": name}
+            yield name, {"image": data, "label": label, "file_name": name}
         for label, name in enumerate(self.classes):
             if label not in taken:
                 raise UserError(f"class {name} has no image in {split} that decodes")
+        self.measured |= measured.compute() if split == "train" else {}
+        self.measured["splits"][split] = taken.total()
+        with open(os.path.join(self.data_dir, "images.json"), "w") as file:
+            json.dump(self.measured, file)
 
     def _refuse(self, reason, path):
         if self.strict:
             raise UserError(f"{path} is not taken: {reason}; mend or remove it")
+
+
+class Measured:
+    """What a recipe has to know of images: colours and size, taken up one by one."""
+
+    def __init__(self):
+        self._sides, self._means, self._squares, self._grey = [], [], [], True
+
+    def add(self, pixels):
+        """Takes up an image, `[height, width, 3]` uint8."""
+        mean, std = (x[:, 0] / 255 for x in cv2.meanStdDev(pixels))
+        self._sides.append(min(pixels.shape[:2]))
+        self._means.append(mean)
+        self._squares.append(mean**2 + std**2)
+        self._grey = self._grey and bool((pixels == pixels[..., :1]).all())
+
+    def compute(self):
+        """A dict of "side", the median of the shorter sides in pixels, and "mean" and
+        "std" of each channel, full scale 1, every image counting alike; one channel
+        where all images are grey."""
+        mean = np.mean(self._means, axis=0)
+        std = np.sqrt(np.maximum(np.mean(self._squares, axis=0) - mean**2, 0))
+        channels = slice(1 if self._grey else 3)
+        return {
+            "side": int(np.median(self._sides)),
+            "mean": mean[channels].round(4).tolist(),
+            "std": np.maximum(std[channels], 1e-3).round(4).tolist(),
+        }
 
 
 def as_text(path):
@@ -256,11 +294,11 @@ def _is_text(value):
 
 
 def _keep(data):
-    """The bytes to store: the file's own if JPEG or PNG, once they are decoded."""
+    """The bytes to store, the file's own if JPEG or PNG, and the pixels they hold."""
     pixels = decode(data, channels=3)
     if data.startswith((b"\xff\xd8", b"\x89PNG")):
-        return io.BytesIO(data)
+        return io.BytesIO(data), pixels
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
     png.seek(0)
-    return png
+    return png, pixels

@@ -11,7 +11,6 @@ refuses it. Without --from the data set is one of TFDS, which needs TensorFlow f
 """
 
 import argparse
-import math
 import os
 import re
 import shlex
@@ -104,30 +103,18 @@ def main(argv=None):
 
 def _train_line(builder, data_dir):
     """The command that trains on an imported data set."""
-    name, options = builder.name, {}
-    config = name if name in ("fashion_mnist", "imagenet100") else "image_folder"
-    if name != "fashion_mnist":
+    own = builder.name not in ("fashion_mnist", "imagenet100")
+    config = f"folder.py:{builder.name}" if own else f"{builder.name}.py"
+    options = {"data_dir": os.path.abspath(data_dir)} if data_dir else {}
+    if builder.name == "imagenet100":
         splits = builder.info.splits
-        num_images = splits["train"].num_examples
-        options["dataset.num_classes"] = builder.info.features["label"].num_classes
-        evaluated = [split for split in ("validation", "test") if split in splits]
-        if evaluated:
-            options["dataset.eval_split"] = evaluated[0]
-        else:
-            holdout = max(0.1, math.ceil(100 / num_images) / 100)
-            options["dataset.holdout"] = holdout
-            num_images -= round(holdout * num_images)
-        if config == "image_folder":
-            options["dataset.name"] = name
-            # At least eight steps an epoch, and a share for each of eight devices,
-            # where there are as many images.
-            size = max(num_images // 8, min(num_images, 8))
-            options["batch_size"] = 2 ** min(size.bit_length() - 1, 7)
-    if data_dir:
-        options["dataset.data_dir"] = data_dir
-    line = ["python", "-m", "svda_jax.main", f"--config=configs/{config}.py"]
-    line += [f"--config.{key}={value}" for key, value in options.items()]
-    return shlex.join([*line, f"--workdir=runs/{name}-svda-0"])
+        options["num_classes"] = builder.info.features["label"].num_classes
+        if "validation" not in splits:
+            options |= {"eval_split": "test"} if "test" in splits else {"holdout": 0.1}
+    line = ["python", "-m", "svda_jax", "train", f"--config=configs/{config}"]
+    return shlex.join(
+        line + [f"--config.dataset.{key}={value}" for key, value in options.items()]
+    )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ def say_start(config, workdir, mesh, params, train_data, eval_data):
     )
     side = dataset.image_size
     print(overview)
+    if config.note:
+        print(f"chosen   {config.note}")
     print(
         f"model    {model.attention} attention, {model.depth} blocks of width "
         f"{model.width}, {model.num_heads} heads, {model.patch_size} x "
