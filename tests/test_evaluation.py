@@ -16,6 +16,7 @@ from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT, create_graphdef
 from svda_jax.run.events import EventWriter
 from svda_jax.train.compiled import create_evaluate, draw_pictures
+from svda_jax.train.metrics import Confusion
 
 
 def assert_close(actual, expected):
@@ -141,6 +142,28 @@ def test_directions_that_a_layer_does_not_have_are_missing(
         assert there[1, :, :2].all()
         assert not there[1, :, 2:].any()
     assert np.isfinite(measured["score_rank"]).all()
+
+
+def test_images_are_counted_by_true_and_predicted_class(
+    make_model_config, make_params, monkeypatch
+):
+    config = make_model_config()
+    params = make_params(config)
+    evaluate, examples = evaluation(config, 8)
+    logits = nnx.merge(create_graphdef(config), params)(examples.images)[0]
+    expected = np.zeros((7, 7), int)
+    for true, predicted in zip(examples.labels, logits.argmax(-1), strict=True):
+        expected[true, predicted] += 1
+    measured = evaluate(params)
+    np.testing.assert_array_equal(measured["confusion"], expected)
+    right = expected.diagonal() / expected.sum(-1)
+    np.testing.assert_allclose(measured["class_accuracy"], right, rtol=1e-6)
+    assert expected.trace() / 23 == pytest.approx(measured["eval_accuracy"])
+    monkeypatch.setattr("svda_jax.train.metrics.MAX_CONFUSED", 6)
+    output = {"logits": logits, "labels": examples.labels, "mask": np.arange(23) < 20}
+    counts = Confusion.from_model_output(**output).compute()
+    assert counts.shape == (7, 2)
+    assert counts.sum() == 20
 
 
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(23, 1), (4, 1), (8, 4)])
