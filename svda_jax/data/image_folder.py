@@ -29,6 +29,7 @@ _SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx"} | {
     "system volume information",
 }
 LABELS = "Labels.json"
+_NAMED = 5  # files named for each reason
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -53,7 +54,7 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, name, source, strict=False, **kwargs):
         self.name = name
         self.files, self.classes, self.left_out = find_images(source)
-        self.class_names = _name_classes(pathlib.Path(source), self.classes)
+        self.class_names = name_classes(pathlib.Path(source), self.classes)
         self.source, self.strict = source, strict
         self.measured = {"num_classes": len(self.classes), "splits": {}}
         super().__init__(**kwargs)
@@ -143,6 +144,13 @@ def as_text(path):
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
+def describe_left_out(left_out):
+    """A line for each reason why files are not taken: how many, and the first."""
+    for reason, paths in left_out.items():
+        named = ", ".join(paths[:_NAMED]) + ", ..." * (len(paths) > _NAMED)
+        yield f"left out {len(paths):,}, {reason}: {named}"
+
+
 def find_images(source):
     """The images of a folder, by split, and its classes.
 
@@ -186,7 +194,7 @@ def find_images(source):
     if "train" not in parts:
         first = min(found[0] for found in parts.values())
         raise UserError(f"{source} has {first.name}/ but no train/ or train.X1/")
-    images = {split: _find_classes(found, left_out) for split, found in parts.items()}
+    images = {split: find_classes(found, left_out) for split, found in parts.items()}
     classes = sorted(images["train"])
     if not classes:
         where = ", ".join(str(part) for part in parts["train"])
@@ -261,7 +269,7 @@ def walk(folder, left_out, above=()):
     return images
 
 
-def _find_classes(parts, left_out):
+def find_classes(parts, left_out):
     """The image files of every class, over the parts of a split."""
     found = collections.defaultdict(list)
     for part in parts:
@@ -274,7 +282,7 @@ def _find_classes(parts, left_out):
     return dict(found)
 
 
-def _name_classes(source, classes):
+def name_classes(source, classes):
     """Names in words from Labels.json where there is one, else the folders'."""
     path = source / LABELS
     if not path.is_file():

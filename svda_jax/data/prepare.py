@@ -10,7 +10,6 @@ the class folders alone. What cannot be taken is counted and named at the end; -
 refuses it. Without --from the data set is one of TFDS, which needs TensorFlow for it.
 """
 
-import argparse
 import os
 import re
 import shlex
@@ -19,13 +18,11 @@ import sys
 import tensorflow_datasets as tfds
 from absl import logging
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.data.datasets import create_builder, prepare_builder
 from svda_jax.data.fashion_mnist import FashionMnist
-from svda_jax.data.image_folder import ImageFolder
+from svda_jax.data.image_folder import ImageFolder, describe_left_out
 from svda_jax.data.splits import features_of
-
-_NAMED = 5  # files named for each reason
 
 
 def import_files(name, source, data_dir=None, *, strict=False):
@@ -64,12 +61,7 @@ def import_files(name, source, data_dir=None, *, strict=False):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line("prepare", __doc__)
     parser.add_argument("name", help="of the data set")
     parser.add_argument("--from", dest="source", metavar="DIR")
     parser.add_argument("--data_dir", help="where TFDS keeps data sets")
@@ -89,10 +81,8 @@ def main(argv=None):
             builder = create_builder(args.name, args.data_dir)
     except UserError as error:
         sys.exit(f"error: {error}")
-    for reason, paths in getattr(builder, "left_out", {}).items():
-        more = ", ..." if len(paths) > _NAMED else ""
-        named = ", ".join(paths[:_NAMED]) + more
-        print(f"left out {len(paths):,}, {reason}: {named}")
+    for line in describe_left_out(getattr(builder, "left_out", {})):
+        print(line)
     splits = {name: split.num_examples for name, split in builder.info.splits.items()}
     num_classes = getattr(features_of(builder).get("label"), "num_classes", "no")
     counts = ", ".join(f"{count:,} in {name}" for name, count in splits.items())

@@ -1,10 +1,11 @@
 """A run as one HTML page that needs no network: pictures inside, nothing executed.
 
-`python -m svda_jax report --workdir RUN` writes it; every number and picture in it is
-read off the run's history or computed by its model here.
+    svda report --workdir RUN --compare RUN
+
+Every number and picture in it is read off the runs' histories or computed by their
+models here.
 """
 
-import argparse
 import base64
 import dataclasses
 import json
@@ -18,7 +19,7 @@ from absl import logging
 from flax import nnx
 from markupsafe import Markup
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.config import flatten
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
@@ -266,10 +267,7 @@ def _picture(figure, description):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax report",
-        description="Writes a run as one HTML page that needs no network.",
-    )
+    parser = command_line("report", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--compare", metavar="RUN", help="a run to put beside it")
     parser.add_argument("--out", help="the page (default: report.html in workdir)")

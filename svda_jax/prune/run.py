@@ -1,6 +1,5 @@
 """Pruning a run: what it costs and what it buys, and the run that comes of it."""
 
-import argparse
 import copy
 import dataclasses
 import functools
@@ -14,7 +13,7 @@ import numpy as np
 from absl import logging
 from flax import nnx
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.timing import measure, repeat
@@ -254,12 +253,7 @@ def _write_run(run, config, model, values, out, mesh):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax prune",
-        description=pruning.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line("prune", pruning.__doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument(
         "--basis", default="score", help=f"what directions are: {', '.join(BASES)}"

@@ -1,6 +1,7 @@
 """What a person sees on the screen while a run goes on."""
 
 import math
+import re
 
 import jax
 from clu import parameter_overview
@@ -18,6 +19,22 @@ def progress_bar(num_steps, step, batch_size, *, hidden=False):
         unit_scale=True,
         disable=hidden or None,  # None: where the output is not a terminal
         leave=False,
+    )
+
+
+def align(rows):
+    """Rows of texts as a table: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [
+        all(re.fullmatch(r"[-\d.,%]*", text) for text in column)
+        for column in zip(*rows[1:], strict=True)
+    ] or [False] * len(widths)
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
     )
 
 
