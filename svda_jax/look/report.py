@@ -24,6 +24,7 @@ from svda_jax.config import flatten
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.look import figures
+from svda_jax.look.evaluate import MAX_SHOWN, by_class, draw_confusion
 from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS, of_score
 from svda_jax.run import runs
@@ -39,6 +40,7 @@ _FIGURES = {
     "heat_maps": "indicators, layer by head",
     "spectra": "spectra",
     "score_spectra": "spectra of the score",
+    "confusion": "confusion matrix",
 }
 # What the page says of `of_score`'s values.
 OF_SCORE = {
@@ -152,6 +154,7 @@ def _describe(workdir):
         ),
         **_describe_score(last),
         "speed": _speed(history),
+        **_describe_classes(history),
         "by_epoch": figures.indicators_by_epoch(history),
         "by_layer": figures.indicators_by_layer(history),
         "heat_maps": figures.heat_maps(values),
@@ -159,6 +162,16 @@ def _describe(workdir):
         "pruned": _describe_pruning(workdir),
         "images": _look_at_images(workdir, config),
     }
+
+
+def _describe_classes(history):
+    """The last evaluation class by class; None where the matrix is not kept."""
+    if "confusion" not in history:
+        return {"classes": None, "confusion": None}
+    confusion = history["confusion"].values
+    names = [str(name) for name in history["true"].values]
+    drawn = len(names) <= MAX_SHOWN and draw_confusion(confusion, names)
+    return {"classes": by_class(confusion, names), "confusion": drawn or None}
 
 
 def _describe_score(last):
