@@ -13,7 +13,8 @@ Rules, for a processor (and for an accelerator):
     epochs    those of 150,000 images a core (30 million), from 10 to 300
     augment   crops of a third of the area and more, mirrored; from 5,000 images on
               RandAugment, erasing, mixup and cutmix too
-Measured: ten photographs, tests/test_folder.py.
+Measured: ten photographs in 452 pieces, told apart by 231 others, 93.9 % after 20
+epochs with 3 blocks (tests/test_folder.py; chance is 10 %).
 Command: python -m svda_jax train --config=configs/folder.py:NAME
 """
 
@@ -40,7 +41,10 @@ def get_config(name="", options=()):
       UserError: there is no such data set, or it was not imported from a folder.
     """
     if not name:
-        raise UserError("configs/folder.py:NAME needs the name of a data set")
+        raise UserError(
+            "which images? --config=configs/folder.py:NAME, after python -m svda_jax "
+            "prepare NAME --from DIR"
+        )
     data_dir = dict(options).get("dataset.data_dir", "")
     data = _read_measured(name, data_dir)
     splits = data["splits"]

@@ -15,7 +15,7 @@ from svda_jax.models import indicators as I
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT, create_graphdef
 from svda_jax.run.events import EventWriter
-from svda_jax.train.compiled import create_evaluate, draw_pictures
+from svda_jax.train.compiled import _by_class, create_evaluate, draw_pictures
 from svda_jax.train.metrics import Confusion
 
 
@@ -164,7 +164,14 @@ def test_images_are_counted_by_true_and_predicted_class(
     output = {"logits": logits, "labels": examples.labels, "mask": np.arange(23) < 20}
     counts = Confusion.from_model_output(**output).compute()
     assert counts.shape == (7, 2)
-    assert counts.sum() == 20
+    right = logits.argmax(-1) == examples.labels
+    np.testing.assert_array_equal(counts[:, 1].sum(), right[:20].sum())
+    of_classes = _by_class(np.asarray(counts))
+    assert of_classes.keys() == {"class_accuracy"}
+    for label, accuracy in enumerate(of_classes["class_accuracy"]):
+        there = examples.labels[:20] == label
+        expected = right[:20][there].mean() if there.any() else np.nan
+        np.testing.assert_allclose(accuracy, expected)
 
 
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(23, 1), (4, 1), (8, 4)])

@@ -194,8 +194,8 @@ def test_mean_and_deviation_are_those_of_all_pixels(rng):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("configs/folder.py", "folder.py:NAME needs the name of a data set"),
-        ("configs/folder.py:", "folder.py:NAME needs the name of a data set"),
+        ("configs/folder.py", "which images[?] --config=configs/folder.py:NAME"),
+        ("configs/folder.py:", "which images[?] --config=configs/folder.py:NAME"),
         ("configs/folder.py:none", "images.json; .* prepare none --from DIR"),
         ("configs/folder.py:bad", "bad/1.0.0/images.json is damaged"),
         ("configs/digits.py:mine", "digits.py takes no argument, such as :mine"),
