@@ -13,6 +13,8 @@ Rules, for a processor (and for an accelerator):
     epochs    those of 150,000 images a core (30 million), from 10 to 300
     augment   crops of a third of the area and more, mirrored; from 5,000 images on
               RandAugment, erasing, mixup and cutmix too
+On another machine the same line may choose otherwise; --config=RUN/config.json goes on
+as the run began.
 Measured: ten photographs in 452 pieces, told apart by 231 others, 93.9 % after 20
 epochs with 3 blocks (tests/test_folder.py; chance is 10 %).
 Command: python -m svda_jax train --config=configs/folder.py:NAME
@@ -24,6 +26,7 @@ import os
 
 from svda_jax import UserError, local_path
 from svda_jax.config import defaults
+from svda_jax.devices.memory import may_use_accelerator
 
 # Where Linux shows a GPU of NVIDIA's, one of AMD's, and TPUs.
 _ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
@@ -121,6 +124,5 @@ def _read_measured(name, data_dir):
 
 
 def _has_accelerator():
-    """Whether JAX may use one, without asking it, for that would start it."""
-    platforms = os.environ.get("JAX_PLATFORMS", "")
-    return platforms != "cpu" and any(map(glob.glob, _ACCELERATORS))
+    """Whether there is one and JAX has its plugin, without starting JAX."""
+    return may_use_accelerator() and any(map(glob.glob, _ACCELERATORS))

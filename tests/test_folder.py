@@ -52,7 +52,7 @@ def machine(monkeypatch):
         found = ["/dev/nvidia0"] if accelerator else []
         monkeypatch.setattr("os.cpu_count", lambda: cores)
         monkeypatch.setattr("glob.glob", lambda pattern: found)
-        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        monkeypatch.setenv("JAX_PLATFORMS", "cuda" if accelerator else "cpu")
 
     see()
     return see
