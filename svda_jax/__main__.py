@@ -1,6 +1,9 @@
 """One command for all that the package does.
 
-python -m svda_jax COMMAND ...
+svda COMMAND ...    or, where it is not installed, python -m svda_jax COMMAND ...
+
+Exit code 0: done; 1: a mistake or damage, said in one line; 2: no such command or flag;
+130: interrupted.
 """
 
 import importlib
@@ -13,17 +16,20 @@ from svda_jax.main import one_line
 # for.
 COMMANDS = {
     "train": ("svda_jax.main:program", "Trains a Vision Transformer."),
+    "evaluate": ("svda_jax.look.evaluate:main", "Says how well a run classifies."),
     "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
     "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
     "convert": ("svda_jax.prune.convert_run:main", "Makes a softmax run an SVDA run."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
+    "runs": ("svda_jax.run.compare:main", "Lists runs: how they differ and ended."),
     "verify": ("svda_jax.run.verify:main", "Checks the checkpoints of a run."),
 }
 
 
-def main(argv):
-    """Runs the command that argv, without the program's name, asks for."""
+def main(argv=None):
+    """Runs the command that argv asks for, by default the program's arguments."""
+    argv = sys.argv[1:] if argv is None else argv
     command, rest = (argv or ["--help"])[0], argv[1:]
     if command in ("--help", "-help", "-h"):
         lines = [f"  {name:<9}{comment}" for name, (_, comment) in COMMANDS.items()]
@@ -31,7 +37,9 @@ def main(argv):
             print("\n".join([__doc__, *lines, "\nCOMMAND --help says more."]))
         return
     if command not in COMMANDS:
-        sys.exit(f"error: no command {command}; there are {', '.join(COMMANDS)}")
+        said = f"error: no command {command}; there are {', '.join(COMMANDS)}"
+        print(said, file=sys.stderr)
+        sys.exit(2)
     with one_line():
         if command in ("prune", "convert"):
             keep_memory()
@@ -43,4 +51,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

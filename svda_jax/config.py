@@ -7,11 +7,14 @@ A config file is Python, whose `get_config()` returns what differs from `default
         config.num_epochs = 50
         return config
 
-or JSON, such as a run's config.json. Nothing slow is imported here.
+or JSON, such as a run's config.json. One that is asked for as FILE.py:ARGUMENT is given
+the argument and what the command line sets: `get_config(argument, options)`. Nothing
+slow is imported here.
 """
 
 import ast
 import difflib
+import inspect
 import json
 import pathlib
 import re
@@ -43,18 +46,19 @@ def load(path, overrides=()):
     """The config that a file describes, checked and locked.
 
     Args:
-      path: of a Python or JSON file; configs/<name>.py may be a recipe's.
+      path: of a Python or JSON file; configs/<name>.py may be a recipe's. Behind that
+        of a Python file may stand a colon and an argument.
       overrides: pairs of a key and its value, a text as on the command line.
 
     Raises:
       UserError: there is no such file, it fails, or it and the overrides are no config.
     """
-    flat = _read(path)
+    given = {}
     for key, text in overrides:
         if key not in OPTIONS:
             raise _unknown(key, "--config.")
-        flat[key] = _from_text(key, text)
-    return check(flat)
+        given[key] = _from_text(key, text)
+    return check(_read(path, given) | given)
 
 
 def check(config):
@@ -144,18 +148,31 @@ def _nest(flat, *, type_safe=True):
     return ConfigDict(nested, type_safe)
 
 
-def _read(path):
+def divide(path):
+    """The file and the argument of FILE.py:ARGUMENT; without one it is ""."""
+    file, _, argument = str(path).rpartition(".py:")
+    return (f"{file}.py", argument) if file and "/" not in argument else (path, "")
+
+
+def _read(path, given):
     """What a config file says, flat."""
-    file = local_path(path)
+    found, argument = divide(path)
+    file = local_path(found)
     if not file.is_file() and file.parent == pathlib.Path("configs"):
         file = RECIPES / file.name
     if not file.is_file():
         names = ", ".join(sorted(f"configs/{f.name}" for f in RECIPES.glob("*.py")))
-        raise UserError(f"there is no config file {path}; there are {names}")
+        raise UserError(f"there is no config file {found}; there are {names}")
     try:
         if file.suffix == ".json":
             return flatten(json.loads(file.read_text("utf-8-sig")))
-        return flatten(runpy.run_path(str(file))["get_config"]())
+        get_config = runpy.run_path(str(file))["get_config"]
+        arguments = (argument, given) if argument else ()
+        if argument and not inspect.signature(get_config).parameters:
+            raise UserError(f"{found} takes no argument, such as :{argument}")
+        return flatten(get_config(*arguments))
+    except UserError:
+        raise
     except Exception as error:  # whatever its code raises
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path} is no config file: {said}") from None

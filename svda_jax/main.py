@@ -22,7 +22,7 @@ import textwrap
 from absl import flags
 
 from svda_jax import UserError, local_path
-from svda_jax.config import load
+from svda_jax.config import divide, load
 from svda_jax.devices.memory import keep_memory
 from svda_jax.options import OPTIONS, REQUIRED, TYPES
 
@@ -36,10 +36,13 @@ _PROCESSES = (
     "initialization_seconds",
 )
 
-_CONFIG = "Recipe as configs/digits.py, a file of your own, or a run's config.json."
+_CONFIG = (
+    "Recipe as configs/digits.py, or configs/folder.py:NAME for images of your own; a "
+    "file of your own; or a run's config.json."
+)
 _WORKDIR = (
-    "Folder of the run; by default runs/<config>-<attention>-<seed>, or that of the "
-    "config.json."
+    "Folder of the run; by default runs/<config>-<attention>-<seed>, with NAME for "
+    "<config>, or that of the config.json."
 )
 _KEEP_MEMORY = (
     "Whether, on Linux without an accelerator, the program starts itself again so that "
@@ -133,8 +136,10 @@ def parse(argv):
     if not path:
         raise UserError("which config? For a start: --config=configs/digits.py")
     config = load(path, overrides)
-    name = f"{pathlib.Path(path).stem}-{config.model.attention}-{config.seed}"
-    of_run = pathlib.Path(path).suffix == ".json"
+    file, argument = divide(path)
+    name = argument or pathlib.Path(file).stem
+    name += f"-{config.model.attention}-{config.seed}"
+    of_run = pathlib.Path(file).suffix == ".json"
     default = pathlib.Path(path).parent if of_run else pathlib.Path("runs", name)
     workdir = local_path(values.workdir or default)
     return config, workdir, {name: values[name].value for name in _PROCESSES}

@@ -38,6 +38,8 @@ _COUNTS = ("must be () or a positive integer for each layer",
            lambda v: all(type(x) is int and x > 0 for x in v))
 
 OPTIONS = {
+    "note": Option("", None,
+        "Said before training, as by a recipe that chooses by rule; changes nothing."),
     "init_from": Option("", None,
         'What training starts from: a run, a .npz or .safetensors file, a folder with '
         'the latter, or "".'),

@@ -1,6 +1,7 @@
 """Saving and restoring, and the refusal of another model's checkpoint."""
 
 import collections
+import json
 import random
 import shutil
 
@@ -198,9 +199,18 @@ def test_verify_lists_and_names_what_a_run_goes_on_from(two, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "MB  damaged: " in lines[0]
     assert lines[2] == "a run would go on from step 7"
+    verify(["--workdir", str(path.parent), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["goes_on_from"] == 7
+    newest, older = found["checkpoints"]
+    assert newest["damage"] in lines[0]
+    assert older["damage"] is None
+    verify(["--workdir", str(path.parent), "--quiet"])
+    assert capsys.readouterr().out == ""
     (path / "7/manifest/metadata").unlink()
-    with pytest.raises(SystemExit, match="no good checkpoint; a run would stop here"):
-        verify(["--workdir", str(path.parent)])
+    for flags in ([], ["--quiet"], ["--json"]):
+        with pytest.raises(SystemExit, match="no good checkpoint; a run would stop"):
+            verify(["--workdir", str(path.parent), *flags])
     with pytest.raises(SystemExit, match="nowhere has no checkpoints"):
         verify(["--workdir", "nowhere"])
 

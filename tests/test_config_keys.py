@@ -21,8 +21,8 @@ from svda_jax.train import loop as train
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = load(ROOT / "configs/digits.py")
 DEFAULTS = flatten(DIGITS)
-# Any folder may hold data sets.
-KEYS = sorted(DEFAULTS.keys() - {"dataset.data_dir"})
+# Any folder may hold data sets, and a note may say anything.
+KEYS = sorted(DEFAULTS.keys() - {"dataset.data_dir", "note"})
 
 WORDS = st.from_regex(r"zz[a-z]{1,9}", fullmatch=True)
 NUMBERS = st.one_of(

@@ -15,7 +15,8 @@ from svda_jax.models import indicators as I
 from svda_jax.models.ops import choose
 from svda_jax.models.vit import ViT, create_graphdef
 from svda_jax.run.events import EventWriter
-from svda_jax.train.compiled import create_evaluate, draw_pictures
+from svda_jax.train.compiled import _by_class, create_evaluate, draw_pictures
+from svda_jax.train.metrics import Confusion
 
 
 def assert_close(actual, expected):
@@ -141,6 +142,36 @@ def test_directions_that_a_layer_does_not_have_are_missing(
         assert there[1, :, :2].all()
         assert not there[1, :, 2:].any()
     assert np.isfinite(measured["score_rank"]).all()
+
+
+def test_images_are_counted_by_true_and_predicted_class(
+    make_model_config, make_params, monkeypatch
+):
+    config = make_model_config()
+    params = make_params(config)
+    evaluate, examples = evaluation(config, 8)
+    logits = nnx.merge(create_graphdef(config), params)(examples.images)[0]
+    expected = np.zeros((7, 7), int)
+    for true, predicted in zip(examples.labels, logits.argmax(-1), strict=True):
+        expected[true, predicted] += 1
+    measured = evaluate(params)
+    np.testing.assert_array_equal(measured["confusion"], expected)
+    totals = zip(expected.diagonal(), expected.sum(-1), strict=True)
+    right = [right / total if total else np.nan for right, total in totals]
+    np.testing.assert_allclose(measured["class_accuracy"], right, rtol=1e-6)
+    assert expected.trace() / 23 == pytest.approx(measured["eval_accuracy"])
+    monkeypatch.setattr("svda_jax.train.metrics.MAX_CONFUSED", 6)
+    output = {"logits": logits, "labels": examples.labels, "mask": np.arange(23) < 20}
+    counts = Confusion.from_model_output(**output).compute()
+    assert counts.shape == (7, 2)
+    right = logits.argmax(-1) == examples.labels
+    np.testing.assert_array_equal(counts[:, 1].sum(), right[:20].sum())
+    of_classes = _by_class(np.asarray(counts))
+    assert of_classes.keys() == {"class_accuracy"}
+    for label, accuracy in enumerate(of_classes["class_accuracy"]):
+        there = examples.labels[:20] == label
+        expected = right[:20][there].mean() if there.any() else np.nan
+        np.testing.assert_allclose(accuracy, expected)
 
 
 @pytest.mark.parametrize(("batch_size", "num_devices"), [(23, 1), (4, 1), (8, 4)])

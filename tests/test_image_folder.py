@@ -4,22 +4,16 @@ import io
 import json
 import os
 import re
-import shlex
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from folders import read, run, truncate, write_images
 from PIL import Image
 
-from svda_jax import main
-from svda_jax.config import validate
-from svda_jax.data import datasets, prepare
+from svda_jax.data import prepare
 from svda_jax.data.image_folder import find_images
 from svda_jax.data.images import decode
-from svda_jax.data.splits import open_split
-from svda_jax.devices import parallel
 
 
 def test_files_are_kept_byte_for_byte(folder, tmp_path, capsys):
@@ -34,8 +28,7 @@ def test_files_are_kept_byte_for_byte(folder, tmp_path, capsys):
             assert ["ant", "bee", "cat"][example["label"]] in name
     out = capsys.readouterr().out
     assert "3 classes, 6 in train, 3 in validation" in out
-    assert "--config.dataset.num_classes=3 --config.dataset.eval_split=vali" in out
-    assert "--config.dataset.eval_split=validation" in out
+    assert builder.name in out.splitlines()[-1]
 
 
 def test_imagenet100_as_it_is_handed_round(tmp_path):
@@ -53,10 +46,9 @@ def test_imagenet100_as_it_is_handed_round(tmp_path):
     assert len(read(builder, "validation")) == 4
 
 
-def test_class_folders_alone_are_a_training_split(folder, tmp_path, capsys):
+def test_class_folders_alone_are_a_training_split(folder, tmp_path):
     builder = run(folder / "train", tmp_path)
     assert list(builder.info.splits) == ["train"]
-    assert "--config.dataset.holdout=0.1" in capsys.readouterr().out
 
 
 def test_words_for_classes_must_tell_them_apart(folder, tmp_path):
@@ -198,36 +190,3 @@ def test_deep_and_turned_images_are_stored_as_they_are_decoded(tmp_path):
     ):
         found = decode(examples[f"a/{name}"]["image"], channels=1)[..., 0]
         np.testing.assert_allclose(found.astype(float), pixels, atol=1)
-
-
-def test_the_line_printed_at_the_end_trains_as_it_stands(tmp_path, monkeypatch, capsys):
-    folder = tmp_path / "images"
-    write_images(folder, ["a", "b"], num_images=20)
-    data_dir = tmp_path / "with a space"
-    prepare.main(["pets", "--from", str(folder), "--data_dir", str(data_dir)])
-    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert line[:3] == ["python", "-m", "svda_jax.main"]
-    config, workdir, _ = main.parse(line[2:])
-    assert str(workdir) == "runs/pets-svda-0"
-    assert config.batch_size == 8  # of 36 images
-    validate(config, num_devices=8)
-    mesh = parallel.create_mesh(jax.devices()[:1])
-    for kind, count in (("train", 36), ("eval", 4)):
-        data = datasets.load(config.dataset, kind, batch_size=8, mesh=mesh)
-        assert data.num_images == count
-        assert data.class_names == ("a", "b")
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_line_of_a_few_images_asks_for_no_more_than_there_are(
-    count, tmp_path, capsys
-):
-    write_images(tmp_path / "images", ["a", "b"], num_images=count)
-    run(tmp_path / "images", tmp_path)
-    line = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    config = main.parse(line[2:])[0]
-    validate(config, num_devices=1)
-    for kind in ("train", "eval"):
-        builder = datasets.open_builder(config.dataset.name, config.dataset.data_dir)
-        split = open_split(builder, config.dataset, kind)
-        assert len(split) >= (config.batch_size if kind == "train" else 1)

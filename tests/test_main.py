@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -203,9 +204,21 @@ def test_every_command_has_a_line_of_help_and_its_own(command, capsys, monkeypat
     assert len(capsys.readouterr().out.splitlines()) > 5
 
 
+@pytest.mark.parametrize("command", COMMANDS.keys() - {"train"})
+def test_a_wrong_flag_is_one_line_and_code_2(command, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "keep_memory", lambda: None)
+    with pytest.raises(SystemExit, match=r"^2$"):
+        commands.main([command, "--workdri=x"])
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*; svda {command} --help says more\n", said)
+
+
 def test_a_command_that_is_none_or_is_interrupted_ends_in_one_line(monkeypatch, capsys):
-    with pytest.raises(SystemExit, match="error: no command trian; there are train, "):
+    with pytest.raises(SystemExit, match=r"^2$"):
         commands.main(["trian"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: no command trian; there are train, ")
+    assert said.count("\n") == 1
 
     def main(argv):
         assert argv == ["--x"]

@@ -10,6 +10,8 @@ import tomllib
 import venv
 
 import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 import svda_jax
 
@@ -64,7 +66,7 @@ def installed(tmp_path_factory):
     assert wheel.name == f"svda_jax-{svda_jax.__version__}-py3-none-any.whl"
     venv.create(folder / "venv", with_pip=False)
     (site,) = folder.glob("venv/lib/*/site-packages")
-    run(*pip, "install", *options, "--target", site, wheel)
+    run(*pip, "--python", folder / "venv", "install", *options, wheel)
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"])
     return folder / "venv" / "bin" / "python"
 
@@ -105,14 +107,48 @@ def test_every_folder_is_named_in_the_project_file():
     assert set(named) == packages | {"svda_jax.configs"}
 
 
+def environment(installed, data_dir):
+    """Of a program that knows the package as it is installed alone."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {
+        "TFDS_DATA_DIR": str(data_dir),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+        "PATH": os.pathsep.join([str(installed.parent), os.environ["PATH"]]),
+    }
+
+
+def test_the_console_script_is_the_package_as_a_program(installed, tmp_path):
+    options = {"cwd": tmp_path, "env": environment(installed, tmp_path)}
+    said = run(installed, "-m", "svda_jax", **options)
+    assert run("svda", **options) == said
+    done = subprocess.run(["svda", "verify"], capture_output=True, text=True, **options)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_for_images_of_ones_own(installed, tmp_path):
+    """As they are written, in an empty folder with photographs."""
+    pictures = load_sample_images().images
+    for name, picture in zip(("daisies", "roses"), pictures, strict=True):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i, left in enumerate(range(0, 600, 100), start=1):
+            tile = Image.fromarray(picture[100:200, left : left + 100])
+            tile.save(tmp_path / "photos" / name / f"{i}.jpg")
+    section = (ROOT / "README.md").read_text().partition("\n## Your own images\n")[2]
+    commands = section.split("```")[1]
+    assert len(commands.strip().splitlines()) == 4
+    (tmp_path / "commands.sh").write_text(commands)
+    options = {"cwd": tmp_path, "env": environment(installed, tmp_path / "tfds")}
+    said = run("bash", "-e", "commands.sh", **options)
+    assert "12 in train" in said
+    assert "images/s" in said
+    assert "most often taken for" in said
+    assert said.splitlines()[-1].startswith("photos/roses/1.jpg  ")
+    assert Image.open(tmp_path / "explained" / "1.png").width > 500
+
+
 def test_it_trains_from_an_empty_folder(installed, tmp_path, data_dir):
     """With a file that builds on the defaults; and it knows the recipes."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {
-        "TFDS_DATA_DIR": data_dir,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
-    }
-    options = {"cwd": tmp_path, "env": environment}
+    options = {"cwd": tmp_path, "env": environment(installed, data_dir)}
     where = run(
         installed,
         "-c",

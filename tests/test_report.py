@@ -59,24 +59,34 @@ def test_report_says_what_the_history_says(workdirs, capsys):
     for name in ("score_entropy", "score_rank", "score_sparsity", "score_strength"):
         values = last[name]
         assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
-    # curves, by epoch, by layer, heat maps, two spectra, 4 attentions, rollout, worst
-    assert page.count("data:image/png;base64,") == 12
+    confusion = last["confusion"].values
+    for name, counts, right in zip(
+        last["true"].values, confusion, confusion.diagonal(), strict=True
+    ):
+        share = f"{100 * right / counts.sum():.2f} %"
+        row = f'<td>{name}</td><td class="number">{counts.sum()}</td>'
+        assert f'{row}<td class="number">{share}</td>' in page
+    # curves, confusion, by epoch, by layer, heat maps, two spectra, 4 attentions,
+    # rollout, worst
+    assert page.count("data:image/png;base64,") == 13
 
 
 def test_report_on_a_run_of_an_older_version(workdirs, tmp_path):
     shutil.copytree(workdirs["svda"], tmp_path / "run")
     history = runs.read_history(tmp_path / "run")
     names = [name for name in history.data_vars if "score" in name]
-    history.drop_vars(names).to_netcdf(tmp_path / "run/history.nc", engine="scipy")
+    history = history.drop_vars(names).drop_dims(["class", "true", "predicted"])
+    history.to_netcdf(tmp_path / "run/history.nc", engine="scipy")
     page = write_report(tmp_path / "run").read_text()
     assert "of the score" not in page
+    assert "Class by class" not in page
     both = write_report(workdirs["svda"], compare=tmp_path / "run").read_text()
     assert "strength of the score" in both
 
 
 def test_two_runs_stand_side_by_side(both):
     page = both.read_text()
-    assert page.count("data:image/png;base64,") == 1 + 2 * 11
+    assert page.count("data:image/png;base64,") == 1 + 2 * 12
     assert "differ in <code>model.attention</code> (svda and softmax)" in page
     assert "each in a scale of its own" in page
 

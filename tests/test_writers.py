@@ -13,7 +13,7 @@ from svda_jax.run.history import VARIABLES, History
 from svda_jax.run.runs import read_class_names, read_history, write_class_names
 from svda_jax.train.compiled import draw_pictures
 
-L, H, K = 2, 3, 5
+L, H, K, C = 2, 3, 5, 7
 
 
 @pytest.fixture
@@ -26,6 +26,8 @@ def make_values(rng):
         for name in VARIABLES:
             if VARIABLES[name][0] == ("layer", "head"):
                 values[name] = np.float32(rng.integers(1, K, size=(L, H)))
+        values["class_accuracy"] = np.float32(rng.uniform(size=C))
+        values["confusion"] = rng.integers(9, size=(C, C)).astype(np.int32)
         return values
 
     return make
@@ -67,11 +69,32 @@ def test_history_is_one_labelled_data_set(tmp_path, make_values):
         assert all(data[name].attrs["long_name"] for name in VARIABLES)
 
 
+def test_history_has_classes_by_name_and_the_last_confusion(tmp_path, make_values):
+    names = ["ant", "café", "$x$", "", "a b", "6", "é"]
+    write_class_names(tmp_path, names)
+    rows = [make_values(1), make_values(2), make_values(3)]
+    for step, values in enumerate(rows[:2], start=1):
+        History(tmp_path, last_step=step, attrs={}).append(step, step, values)
+    # An attempt that was cut off: what it counted is forgotten with it.
+    for last, values in ((1, rows[2]), (1, rows[1])):
+        History(tmp_path, last_step=last, attrs={}).append(2, 2.0, values)
+        data = read_history(tmp_path)
+        assert data["confusion"].dims == ("true", "predicted")
+        assert data["confusion"].dtype == np.int32
+        np.testing.assert_array_equal(data["confusion"], values["confusion"])
+        of_one = data["class_accuracy"].sel({"class": "café"})
+        expected = [row["class_accuracy"][1] for row in (rows[0], values)]
+        np.testing.assert_array_equal(of_one, expected)
+    many = {k: v for k, v in rows[0].items() if k != "confusion"}
+    History(tmp_path, last_step=2, attrs={}).append(3, 3.0, many)
+    assert "confusion" not in read_history(tmp_path)
+
+
 def test_history_of_an_older_version_goes_on(tmp_path, make_values):
     """What it did not measure is missing in its rows alone."""
     history = History(tmp_path, last_step=0, attrs={})
     history.append(1, 1.0, make_values(1))
-    older = history.data.drop_vars("score_spectrum")
+    older = history.data.drop_vars("score_spectrum").drop_dims(["class", "true"])
     older.to_netcdf(history.path, engine="scipy")
     History(tmp_path, last_step=1, attrs={}).append(2, 2.0, values := make_values(2))
     with xr.open_dataset(tmp_path / "history.nc") as data:

@@ -7,6 +7,8 @@ import os
 import pathlib
 import re
 
+import cv2
+import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -27,13 +29,15 @@ _SYSTEM = {"thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "__macosx"} | {
     "system volume information",
 }
 LABELS = "Labels.json"
+_NAMED = 5  # files named for each reason
 
 
 class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set of one's own; `tfds.builder(name)` opens what it wrote.
 
     JPEG and PNG files are kept byte for byte, others as PNG of the pixels that `decode`
-    makes of them. `classes.json` beside the data keeps the folders' names of classes.
+    makes of them. Beside the data, `classes.json` keeps the folders' names of classes
+    and `images.json` what `Measured` says, for configs/folder.py.
 
     Args:
       name: what the data set will be called.
@@ -50,8 +54,9 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, *, name, source, strict=False, **kwargs):
         self.name = name
         self.files, self.classes, self.left_out = find_images(source)
-        self.class_names = _name_classes(pathlib.Path(source), self.classes)
+        self.class_names = name_classes(pathlib.Path(source), self.classes)
         self.source, self.strict = source, strict
+        self.measured = {"num_classes": len(self.classes), "splits": {}}
         super().__init__(**kwargs)
 
     def _info(self):
@@ -79,30 +84,71 @@ class ImageFolder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         }
 
     def _generate_examples(self, split, files):
-        taken = set()
+        taken, measured = collections.Counter(), Measured()
         for path, label in files:
             try:
-                example = {"image": _keep(path.read_bytes()), "label": label}
+                data, pixels = _keep(path.read_bytes())
             except (CorruptImageError, OSError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 self.left_out[reason].append(as_text(path))
                 self._refuse(reason, as_text(path))
                 continue
-            taken.add(label)
+            taken[label] += 1
+            if split == "train":
+                measured.add(pixels)
             name = as_text(path.relative_to(self.source))
-            yield name, {**example, "file_name": name}
+            yield name, {"image": data, "label": label, "file_name": name}
         for label, name in enumerate(self.classes):
             if label not in taken:
                 raise UserError(f"class {name} has no image in {split} that decodes")
+        self.measured |= measured.compute() if split == "train" else {}
+        self.measured["splits"][split] = taken.total()
+        with open(os.path.join(self.data_dir, "images.json"), "w") as file:
+            json.dump(self.measured, file)
 
     def _refuse(self, reason, path):
         if self.strict:
             raise UserError(f"{path} is not taken: {reason}; mend or remove it")
 
 
+class Measured:
+    """What a recipe has to know of images: colours and size, taken up one by one."""
+
+    def __init__(self):
+        self._sides, self._means, self._squares, self._grey = [], [], [], True
+
+    def add(self, pixels):
+        """Takes up an image, `[height, width, 3]` uint8."""
+        mean, std = (x[:, 0] / 255 for x in cv2.meanStdDev(pixels))
+        self._sides.append(min(pixels.shape[:2]))
+        self._means.append(mean)
+        self._squares.append(mean**2 + std**2)
+        self._grey = self._grey and bool((pixels == pixels[..., :1]).all())
+
+    def compute(self):
+        """A dict of "side", the median of the shorter sides in pixels, and "mean" and
+        "std" of each channel, full scale 1, every image counting alike; one channel
+        where all images are grey."""
+        mean = np.mean(self._means, axis=0)
+        std = np.sqrt(np.maximum(np.mean(self._squares, axis=0) - mean**2, 0))
+        channels = slice(1 if self._grey else 3)
+        return {
+            "side": int(np.median(self._sides)),
+            "mean": mean[channels].round(4).tolist(),
+            "std": np.maximum(std[channels], 1e-3).round(4).tolist(),
+        }
+
+
 def as_text(path):
     """A path as text that can be printed and stored, in whatever encoding it is."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def describe_left_out(left_out):
+    """A line for each reason why files are not taken: how many, and the first."""
+    for reason, paths in left_out.items():
+        named = ", ".join(paths[:_NAMED]) + ", ..." * (len(paths) > _NAMED)
+        yield f"left out {len(paths):,}, {reason}: {named}"
 
 
 def find_images(source):
@@ -148,7 +194,7 @@ def find_images(source):
     if "train" not in parts:
         first = min(found[0] for found in parts.values())
         raise UserError(f"{source} has {first.name}/ but no train/ or train.X1/")
-    images = {split: _find_classes(found, left_out) for split, found in parts.items()}
+    images = {split: find_classes(found, left_out) for split, found in parts.items()}
     classes = sorted(images["train"])
     if not classes:
         where = ", ".join(str(part) for part in parts["train"])
@@ -223,7 +269,7 @@ def walk(folder, left_out, above=()):
     return images
 
 
-def _find_classes(parts, left_out):
+def find_classes(parts, left_out):
     """The image files of every class, over the parts of a split."""
     found = collections.defaultdict(list)
     for part in parts:
@@ -236,7 +282,7 @@ def _find_classes(parts, left_out):
     return dict(found)
 
 
-def _name_classes(source, classes):
+def name_classes(source, classes):
     """Names in words from Labels.json where there is one, else the folders'."""
     path = source / LABELS
     if not path.is_file():
@@ -256,11 +302,11 @@ def _is_text(value):
 
 
 def _keep(data):
-    """The bytes to store: the file's own if JPEG or PNG, once they are decoded."""
+    """The bytes to store, the file's own if JPEG or PNG, and the pixels they hold."""
     pixels = decode(data, channels=3)
     if data.startswith((b"\xff\xd8", b"\x89PNG")):
-        return io.BytesIO(data)
+        return io.BytesIO(data), pixels
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
     png.seek(0)
-    return png
+    return png, pixels

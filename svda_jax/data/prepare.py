@@ -10,8 +10,6 @@ the class folders alone. What cannot be taken is counted and named at the end; -
 refuses it. Without --from the data set is one of TFDS, which needs TensorFlow for it.
 """
 
-import argparse
-import math
 import os
 import re
 import shlex
@@ -20,13 +18,11 @@ import sys
 import tensorflow_datasets as tfds
 from absl import logging
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.data.datasets import create_builder, prepare_builder
 from svda_jax.data.fashion_mnist import FashionMnist
-from svda_jax.data.image_folder import ImageFolder
+from svda_jax.data.image_folder import ImageFolder, describe_left_out
 from svda_jax.data.splits import features_of
-
-_NAMED = 5  # files named for each reason
 
 
 def import_files(name, source, data_dir=None, *, strict=False):
@@ -65,12 +61,7 @@ def import_files(name, source, data_dir=None, *, strict=False):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line("prepare", __doc__)
     parser.add_argument("name", help="of the data set")
     parser.add_argument("--from", dest="source", metavar="DIR")
     parser.add_argument("--data_dir", help="where TFDS keeps data sets")
@@ -90,10 +81,8 @@ def main(argv=None):
             builder = create_builder(args.name, args.data_dir)
     except UserError as error:
         sys.exit(f"error: {error}")
-    for reason, paths in getattr(builder, "left_out", {}).items():
-        more = ", ..." if len(paths) > _NAMED else ""
-        named = ", ".join(paths[:_NAMED]) + more
-        print(f"left out {len(paths):,}, {reason}: {named}")
+    for line in describe_left_out(getattr(builder, "left_out", {})):
+        print(line)
     splits = {name: split.num_examples for name, split in builder.info.splits.items()}
     num_classes = getattr(features_of(builder).get("label"), "num_classes", "no")
     counts = ", ".join(f"{count:,} in {name}" for name, count in splits.items())
@@ -104,30 +93,18 @@ def main(argv=None):
 
 def _train_line(builder, data_dir):
     """The command that trains on an imported data set."""
-    name, options = builder.name, {}
-    config = name if name in ("fashion_mnist", "imagenet100") else "image_folder"
-    if name != "fashion_mnist":
+    own = builder.name not in ("fashion_mnist", "imagenet100")
+    config = f"folder.py:{builder.name}" if own else f"{builder.name}.py"
+    options = {"data_dir": os.path.abspath(data_dir)} if data_dir else {}
+    if builder.name == "imagenet100":
         splits = builder.info.splits
-        num_images = splits["train"].num_examples
-        options["dataset.num_classes"] = builder.info.features["label"].num_classes
-        evaluated = [split for split in ("validation", "test") if split in splits]
-        if evaluated:
-            options["dataset.eval_split"] = evaluated[0]
-        else:
-            holdout = max(0.1, math.ceil(100 / num_images) / 100)
-            options["dataset.holdout"] = holdout
-            num_images -= round(holdout * num_images)
-        if config == "image_folder":
-            options["dataset.name"] = name
-            # At least eight steps an epoch, and a share for each of eight devices,
-            # where there are as many images.
-            size = max(num_images // 8, min(num_images, 8))
-            options["batch_size"] = 2 ** min(size.bit_length() - 1, 7)
-    if data_dir:
-        options["dataset.data_dir"] = data_dir
-    line = ["python", "-m", "svda_jax.main", f"--config=configs/{config}.py"]
-    line += [f"--config.{key}={value}" for key, value in options.items()]
-    return shlex.join([*line, f"--workdir=runs/{name}-svda-0"])
+        options["num_classes"] = builder.info.features["label"].num_classes
+        if "validation" not in splits:
+            options |= {"eval_split": "test"} if "test" in splits else {"holdout": 0.1}
+    line = ["python", "-m", "svda_jax", "train", f"--config=configs/{config}"]
+    return shlex.join(
+        line + [f"--config.dataset.{key}={value}" for key, value in options.items()]
+    )
 
 
 if __name__ == "__main__":

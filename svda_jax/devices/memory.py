@@ -33,7 +33,7 @@ def keep_memory(*, restart=True):
       restart: False in a process that another has started, which has the settings of
         that one or goes without.
     """
-    if sys.platform != "linux" or _may_use_accelerator():
+    if sys.platform != "linux" or may_use_accelerator():
         return
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     missing = [f"{k}={v}" for k, v in _TUNABLES.items() if k not in tunables]
@@ -48,7 +48,7 @@ def keep_memory(*, restart=True):
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def _may_use_accelerator():
+def may_use_accelerator():
     """Whether JAX has anything but the processor to run on, without importing it."""
     if platforms := os.environ.get("JAX_PLATFORMS"):
         return platforms != "cpu"

@@ -10,7 +10,6 @@ be least sure of its answer. Files that cannot be read are named at the end, and
 exit code is 1; the others go on.
 """
 
-import argparse
 import collections
 import functools
 import json
@@ -23,7 +22,7 @@ from absl import logging
 from flax import nnx
 from matplotlib.figure import Figure
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.data.image_folder import walk
 from svda_jax.look.figures import show, to_png
 from svda_jax.look.maps import look
@@ -136,12 +135,7 @@ def find_files(names):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line("predict", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, -")
     parser.add_argument("--top", type=int, default=3, help="classes of each file")

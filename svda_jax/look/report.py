@@ -1,10 +1,11 @@
 """A run as one HTML page that needs no network: pictures inside, nothing executed.
 
-`python -m svda_jax report --workdir RUN` writes it; every number and picture in it is
-read off the run's history or computed by its model here.
+    svda report --workdir RUN --compare RUN
+
+Every number and picture in it is read off the runs' histories or computed by their
+models here.
 """
 
-import argparse
 import base64
 import dataclasses
 import json
@@ -18,11 +19,12 @@ from absl import logging
 from flax import nnx
 from markupsafe import Markup
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.config import flatten
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.look import figures
+from svda_jax.look.evaluate import MAX_SHOWN, by_class, draw_confusion
 from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS, of_score
 from svda_jax.run import runs
@@ -38,6 +40,7 @@ _FIGURES = {
     "heat_maps": "indicators, layer by head",
     "spectra": "spectra",
     "score_spectra": "spectra of the score",
+    "confusion": "confusion matrix",
 }
 # What the page says of `of_score`'s values.
 OF_SCORE = {
@@ -151,6 +154,7 @@ def _describe(workdir):
         ),
         **_describe_score(last),
         "speed": _speed(history),
+        **_describe_classes(history),
         "by_epoch": figures.indicators_by_epoch(history),
         "by_layer": figures.indicators_by_layer(history),
         "heat_maps": figures.heat_maps(values),
@@ -158,6 +162,16 @@ def _describe(workdir):
         "pruned": _describe_pruning(workdir),
         "images": _look_at_images(workdir, config),
     }
+
+
+def _describe_classes(history):
+    """The last evaluation class by class; None where the matrix is not kept."""
+    if "confusion" not in history:
+        return {"classes": None, "confusion": None}
+    confusion = history["confusion"].values
+    names = [str(name) for name in history["true"].values]
+    drawn = len(names) <= MAX_SHOWN and draw_confusion(confusion, names)
+    return {"classes": by_class(confusion, names), "confusion": drawn or None}
 
 
 def _describe_score(last):
@@ -266,10 +280,7 @@ def _picture(figure, description):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax report",
-        description="Writes a run as one HTML page that needs no network.",
-    )
+    parser = command_line("report", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--compare", metavar="RUN", help="a run to put beside it")
     parser.add_argument("--out", help="the page (default: report.html in workdir)")

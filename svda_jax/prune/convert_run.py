@@ -1,6 +1,5 @@
 """Converting a run: the SVDA run that comes of one with softmax attention."""
 
-import argparse
 import copy
 import shlex
 import sys
@@ -8,7 +7,7 @@ import sys
 import jax
 from absl import logging
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.prune import convert as converting
 from svda_jax.prune.convert import convert
 from svda_jax.prune.measure import measure_apart
@@ -119,12 +118,7 @@ def describe(values, apart):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax convert",
-        description=converting.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line("convert", converting.__doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--out", help="folder of the new run")
     parser.add_argument(

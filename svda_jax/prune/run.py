@@ -1,6 +1,5 @@
 """Pruning a run: what it costs and what it buys, and the run that comes of it."""
 
-import argparse
 import copy
 import json
 import shlex
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from absl import logging
 from flax import nnx
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.devices.timing import measure, repeat
 from svda_jax.prune import model as pruning
 from svda_jax.prune import page
@@ -176,12 +175,7 @@ def _measure(config, pruned, models, mesh, repeats):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax prune",
-        description=pruning.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line("prune", pruning.__doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument(
         "--basis", default="score", help=f"what directions are: {', '.join(BASES)}"

@@ -1,6 +1,7 @@
 """What a person sees on the screen while a run goes on."""
 
 import math
+import re
 
 import jax
 from clu import parameter_overview
@@ -21,6 +22,22 @@ def progress_bar(num_steps, step, batch_size, *, hidden=False):
     )
 
 
+def align(rows):
+    """Rows of texts as a table: the first column to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = [
+        all(re.fullmatch(r"[-\d.,%]*", text) for text in column)
+        for column in zip(*rows[1:], strict=True)
+    ] or [False] * len(widths)
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
 def say_start(config, workdir, mesh, params, train_data, eval_data):
     """Prints what is trained, on what, where to."""
     model, dataset = config.model, config.dataset
@@ -36,6 +53,8 @@ def say_start(config, workdir, mesh, params, train_data, eval_data):
     )
     side = dataset.image_size
     print(overview)
+    if config.note:
+        print(f"chosen   {config.note}")
     print(
         f"model    {model.attention} attention, {model.depth} blocks of width "
         f"{model.width}, {model.num_heads} heads, {model.patch_size} x "

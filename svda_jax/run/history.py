@@ -5,7 +5,14 @@ import xarray as xr
 
 from svda_jax import UserError
 from svda_jax.models.indicators import INDICATORS
-from svda_jax.run.runs import history_path, read_history, write_atomically
+from svda_jax.run.runs import (
+    history_path,
+    read_class_names,
+    read_history,
+    write_atomically,
+)
+
+_PAIRS = ("true", "predicted")
 
 # What an evaluation measures: axes beside "step", unit, meaning.
 VARIABLES = {
@@ -65,7 +72,15 @@ VARIABLES = {
         "logits",
         "root mean square of the score of a query and a centred key of any image",
     ),
+    "class_accuracy": (
+        ("class",),
+        "fraction",
+        "accuracy on the images of each class, missing where there is none",
+    ),
 }
+# Of the last evaluation alone, since the file is written anew at each: of 1000 classes
+# one takes 4 MB.
+CONFUSION = "images of the evaluation split, by true and predicted class"
 
 
 class History:
@@ -78,15 +93,17 @@ class History:
 
     Attributes:
       data: `xarray.Dataset` of `VARIABLES` over the coordinate "step", with "epoch"
-        beside it.
+        beside it, and "confusion" `[true, predicted]` of the last evaluation, int32,
+        for models of at most `train.metrics.MAX_CONFUSED` classes.
     """
 
     def __init__(self, workdir, *, last_step, attrs):
         self.path = history_path(workdir)
         self.attrs = attrs
+        self.class_names = read_class_names(workdir)
         self.data = None
         if self.path.exists():
-            data = read_history(workdir)
+            data = read_history(workdir).drop_dims(_PAIRS, errors="ignore")
             data = data.isel(step=data.step.values <= last_step)
             self.data = data if data.sizes["step"] else None
 
@@ -115,9 +132,17 @@ class History:
                 "indicator": list(INDICATORS),
             },
         )
+        names = list(self.class_names) or range(row.sizes["class"])
+        row = row.assign_coords({"class": names})
         # Orbax, which may have been saving, makes a folder again that was taken away.
         if self.data is not None and not self.path.exists():
             raise UserError(f"cannot write {self.path}: what was written is gone")
-        self.data = row if self.data is None else xr.concat([self.data, row], "step")
+        if self.data is not None:
+            row = xr.concat([self.data.drop_dims(_PAIRS, errors="ignore"), row], "step")
+        if "confusion" in values:
+            counts = np.asarray(values["confusion"], np.int32)
+            row["confusion"] = (_PAIRS, counts, {"units": "1", "long_name": CONFUSION})
+            row = row.assign_coords(dict.fromkeys(_PAIRS, names))
+        self.data = row
         self.data.attrs = self.attrs
         write_atomically(self.path, self.data.to_netcdf(engine="scipy"))

@@ -42,6 +42,7 @@ _MAY_DIFFER = (
     "fsdp",
     "log_every_steps",
     "max_skipped_in_a_row",
+    "note",
     "num_epochs",
     "pictures_every_epochs",
     "profile",

@@ -1,45 +1,52 @@
 """Checks the checkpoints of a run.
 
-    python -m svda_jax verify --workdir RUN
+    svda verify --workdir RUN
 
-lists them, says which are damaged and where the run would go on.
+lists them, says which are damaged and where the run would go on. The exit code is 1
+where no good one is left.
 """
 
-import argparse
+import json
 import sys
 
-from svda_jax import local_path
+from svda_jax import command_line, local_path
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints, quiet_orbax
 
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax verify",
-        description="Checks the checkpoints of a run.",
-    )
+    parser = command_line("verify", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--json", action="store_true", help="print a JSON object")
+    kind.add_argument("--quiet", action="store_true", help="the exit code alone")
     args = parser.parse_args(argv)
     quiet_orbax()
     path = runs.checkpoints_path(local_path(args.workdir))
     if not path.is_dir():
         sys.exit(f"error: {args.workdir} has no checkpoints")
-    good = []
+    say = (lambda line: None) if args.json or args.quiet else print
+    found = []
     with Checkpoints(path) as checkpoints:
         for step in checkpoints.steps():
             damage = checkpoints.verify(step)
             if not (path / str(step)).exists():
                 continue  # the run, which goes on, has newer ones
+            size = checkpoints.size(step)
+            found.append({"step": step, "bytes": size, "damage": damage or None})
             verdict = f"damaged: {damage}" if damage else "good"
-            print(f"step {step:>9,}  {checkpoints.size(step) / 1e6:9.2f} MB  {verdict}")
-            if not damage:
-                good.append(step)
-        for aside in sorted(path.glob("*.damaged*")):
-            print(f"{aside.name}: set aside earlier")
-    if not good:
+            say(f"step {step:>9,}  {size / 1e6:9.2f} MB  {verdict}")
+        aside = [one.name for one in sorted(path.glob("*.damaged*"))]
+        for name in aside:
+            say(f"{name}: set aside earlier")
+    last = max((one["step"] for one in found if not one["damage"]), default=None)
+    if args.json:
+        said = {"checkpoints": found, "set_aside": aside, "goes_on_from": last}
+        print(json.dumps(said))
+    if last is None:
         sys.exit("error: there is no good checkpoint; a run would stop here")
-    print(f"a run would go on from step {max(good):,}")
+    say(f"a run would go on from step {last:,}")
 
 
 if __name__ == "__main__":

@@ -200,10 +200,19 @@ def create_evaluate(data, graphdef, mesh, *, key, noise_scale):
             "score_spectrum": score,
             "weight_spectrum": by_weights,
             **of_score(score),
+            **_by_class(averages["confusion"]),
             "indicators": np.stack([indicators[name] for name in INDICATORS]),
         }
 
     return evaluate
+
+
+def _by_class(counts):
+    """Accuracy by class, NaN for one without images, and the matrix, if counted."""
+    square = counts.shape[0] == counts.shape[1]
+    right, total = (counts.diagonal() if square else counts[:, 1]), counts.sum(-1)
+    accuracy = np.where(total, right / np.maximum(total, 1), np.nan)
+    return {"class_accuracy": accuracy} | ({"confusion": counts} if square else {})
 
 
 @functools.lru_cache(maxsize=8)

@@ -5,6 +5,9 @@ import jax
 import jax.numpy as jnp
 from clu import metrics
 
+# Classes up to which each pair is counted: 4 MB on a device then, and in a history.
+MAX_CONFUSED = 1000
+
 
 @flax.struct.dataclass
 class ImageAverage(metrics.Metric):
@@ -45,6 +48,36 @@ class MomentsAverage(ImageAverage):
 
 
 @flax.struct.dataclass
+class Confusion(metrics.Metric):
+    """Images by true and predicted class.
+
+    Attributes:
+      counts: int32; `[C, C]` up to `MAX_CONFUSED` classes, else `[C, 2]`, how many of a
+        class are predicted wrongly and rightly.
+    """
+
+    counts: jax.Array
+
+    @classmethod
+    def from_model_output(cls, logits, labels, mask, **_):
+        """Counts the images whose mask `[B]` is True: logits `[B, C]`, labels `[B]`."""
+        num_classes = logits.shape[-1]
+        columns, num_columns = jnp.argmax(logits, axis=-1), num_classes
+        if num_classes > MAX_CONFUSED:
+            columns, num_columns = (columns == labels).astype(jnp.int32), 2
+        counts = jnp.zeros((num_classes, num_columns), jnp.int32)
+        return cls(counts.at[labels, columns].add(mask.astype(jnp.int32)))
+
+    def merge(self, other):
+        """The counts of both."""
+        return type(self)(self.counts + other.counts)
+
+    def compute(self):
+        """The counts."""
+        return self.counts
+
+
+@flax.struct.dataclass
 class Metrics(metrics.Collection):
     """Loss (nats) and accuracy (fraction), averaged over images.
 
@@ -58,14 +91,16 @@ class Metrics(metrics.Collection):
 
 @flax.struct.dataclass
 class EvalMetrics(metrics.Collection):
-    """`Metrics`, and averages over images.
+    """`Metrics`, averages over images, and counts.
 
     Attributes:
       indicators: `[B, I, L, H]` to `[I, L, H]`.
       moments: sums `[L, 2, H, K, K]` to their average, see `plain.second_moments`.
+      confusion: counts by class.
     """
 
     loss: metrics.Average.from_output("loss")
     accuracy: metrics.Accuracy
     indicators: ImageAverage.from_output("indicators")
     moments: MomentsAverage
+    confusion: Confusion

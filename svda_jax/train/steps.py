@@ -258,7 +258,7 @@ def eval_step(params, batch, key, *, graphdef, noise_scale):
 
     Returns:
       `EvalMetrics` of the masked images: the loss without label smoothing, the
-      indicators `of_images` and the moments of all layers.
+      indicators `of_images`, the moments of all layers and the counts by class.
     """
     model = nnx.merge(graphdef, params)
     logits, traces = model(

@@ -1,0 +1,129 @@
+"""The runs below a folder, in what their options differ and where they ended.
+
+    svda runs DIR
+    svda runs DIR --csv > runs.csv
+
+A line a run: the options that are not the same in all, and of the last evaluation
+epoch, accuracy, loss in nats and effective rank of the score, mean over heads. What is
+damaged is named behind.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import sys
+
+from svda_jax import UserError, command_line, local_path
+from svda_jax.config import flatten
+from svda_jax.run import runs
+from svda_jax.run.console import align
+
+# What is told of each run, and how a person reads it.
+_FIGURES = {
+    "epoch": ".1f",
+    "accuracy": ".2%",
+    "loss": ".4f",
+    "score_rank": ".2f",
+    "finished": "",
+}
+
+
+def find_runs(folder):
+    """The folders with a config.json, folder itself and below, sorted."""
+    found = []
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name != "checkpoints"]
+        if "config.json" in files:
+            found.append(pathlib.Path(path))
+    return sorted(found)
+
+
+def compare(folder):
+    """A dict for each run below a folder.
+
+    Returns:
+      For each: "run", its path; "options", those that differ between the runs, by key;
+      "epoch", "accuracy", "loss" (nats) and "score_rank" of its last evaluation, None
+      where there is none; "finished"; or in place of all these "error", its damage.
+
+    Raises:
+      UserError: folder is none, or there is no run below it.
+    """
+    folder = local_path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    found = [_describe(path) for path in find_runs(folder)]
+    if not found:
+        raise UserError(f"{folder} holds no run (no config.json in it or below)")
+    every = [run["options"] for run in found if "options" in run]
+    differ = [
+        key
+        for key in (every[0] if every else ())
+        if key != "note" and any(options[key] != every[0][key] for options in every)
+    ]
+    for run in found:
+        if "options" in run:
+            run["options"] = {key: run["options"][key] for key in differ}
+    return found
+
+
+def _describe(workdir):
+    """One run with all its options."""
+    figures = dict.fromkeys(_FIGURES)
+    try:
+        options = flatten(runs.load_config(workdir))
+        if runs.history_path(workdir).exists():
+            last = runs.read_history(workdir).isel(step=-1)
+            figures |= {
+                "epoch": float(last["epoch"]),
+                "accuracy": float(last["eval_accuracy"]),
+                "loss": float(last["eval_loss"]),
+            }
+            if "score_rank" in last:
+                figures["score_rank"] = float(last["score_rank"].mean())
+        figures["finished"] = runs.is_finished(workdir)
+    except (UserError, OSError, KeyError) as error:
+        return {"run": str(workdir), "error": str(error)}
+    return {"run": str(workdir), "options": options, **figures}
+
+
+def main(argv=None):
+    """Runs the command line."""
+    parser = command_line("runs", __doc__)
+    parser.add_argument("folder", metavar="DIR", help="runs, say")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--csv", action="store_true", help="print comma-separated values")
+    kind.add_argument("--json", action="store_true", help="print a JSON list")
+    args = parser.parse_args(argv)
+    found = compare(args.folder)
+    if args.json:
+        print(json.dumps(found))
+        return
+    whole = [run for run in found if "error" not in run]
+    keys = list(whole[0]["options"]) if whole else []
+    if args.csv:
+        columns = ["run", *keys, *_FIGURES, "error"]
+        writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows({**run, **run.get("options", {})} for run in found)
+        return
+    rows = [("run", *keys, *_FIGURES)]
+    for run in whole:
+        options = [str(run["options"][key]) for key in keys]
+        rows.append(
+            (run["run"], *options, *(_show(name, run[name]) for name in _FIGURES))
+        )
+    if whole:
+        print(align(rows))
+    for run in found:
+        if "error" in run:
+            print(f"damaged: {run['run']}: {run['error']}", file=sys.stderr)
+
+
+def _show(name, value):
+    if value is None:
+        return ""
+    if name == "finished":
+        return "yes" if value else "no"
+    return format(value, _FIGURES[name])
