@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("svda_jax.main:program", "Trains a Vision Transformer."),
     "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
+    "export": ("svda_jax.run.export:main", "Writes a run's model for other programs."),
     "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
     "verify": ("svda_jax.run.verify:main", "Checks the checkpoints of a run."),
