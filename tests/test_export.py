@@ -8,8 +8,8 @@ import shlex
 import jax
 import numpy as np
 import pytest
-import xarray as xr
 from flax import nnx
+from toy_runs import make_toy_run
 
 from svda_jax import UserError
 from svda_jax.__main__ import main
@@ -22,21 +22,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture
-def make_run(make_model_config, randomize, make_config):
-    """Makes a `Run` of random parameters, evaluated at its step, 5."""
+def make_run(make_model_config, make_config):
+    """Makes a run whose model has changes."""
 
     def make(evaluated=5, **changes):
         config = make_model_config(channels=1, mean=(0.3,), std=(0.4,), **changes)
-        graphdef, params = nnx.split(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
-        model = nnx.merge(graphdef, randomize(nnx.to_pure_dict(params)))
-        values = {"eval_accuracy": 0.75, "eval_loss": 0.5, "epoch": 2.0}
-        history = xr.Dataset(
-            {name: ("step", [0.0, value]) for name, value in values.items()},
-            coords={"step": [3, evaluated]},
-        )
-        names = tuple(f"class {i}" for i in range(config.num_classes))
         options = make_config(dataset__image_size=6, dataset__num_classes=7)
-        return runs.Run(options, model, step=5, history=history, class_names=names)
+        return make_toy_run(config, options, evaluated=evaluated)
 
     return make
 
