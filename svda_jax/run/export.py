@@ -45,9 +45,7 @@ from svda_jax.run.checkpoints import quiet_orbax
 PROGRAMS = ("stablehlo", "onnx")
 FORMATS = (*PROGRAMS, "safetensors", "npz")
 _PLATFORMS = ("cpu", "cuda", "tpu")
-_OPSET = (
-    18  # the oldest that jax2onnx writes valid files in; ONNX Runtime 1.18 reads it
-)
+_OPSET = 20  # the first with Gelu, which jax2onnx writes
 _MAX_ONNX = 2**31  # bytes of a protocol buffer
 
 
@@ -94,8 +92,11 @@ def to_onnx(model, summary, *, attention=False):
       attention: see `create_function`.
 
     Raises:
-      UserError: the model is larger than an ONNX file may be.
+      UserError: jax2onnx is not installed, or the model is larger than an ONNX file may
+        be.
     """
+    if not importlib.util.find_spec("jax2onnx"):
+        raise UserError("ONNX needs a package that is not here: pip install jax2onnx")
     if (size := 4 * count_parameters(model)) >= _MAX_ONNX:
         raise UserError(
             f"the model's {size / 2**30:.1f} GiB are more than the 2 GiB that an ONNX "
@@ -152,8 +153,6 @@ def export_run(workdir, out, *, format, attention=False):
         raise UserError(f"--format={format} must be one of {', '.join(FORMATS)}")
     if attention and format not in PROGRAMS:
         raise UserError(f"--attention is for {' and '.join(PROGRAMS)}, not {format}")
-    if format == "onnx" and not importlib.util.find_spec("jax2onnx"):
-        raise UserError("--format=onnx needs a package: pip install jax2onnx")
     if out.exists():
         raise UserError(f"{out} exists; give another --out or remove it")
     run = runs.load(workdir)
