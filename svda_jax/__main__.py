@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": ("svda_jax.look.evaluate:main", "Says how well a run classifies."),
     "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
+    "export": ("svda_jax.run.export:main", "Writes a run's model for other programs."),
     "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
     "convert": ("svda_jax.prune.convert_run:main", "Makes a softmax run an SVDA run."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),

@@ -11,13 +11,14 @@
     python -m experiments.benchmarks checkpoint   what saving adds
     python -m experiments.benchmarks indicators   evaluation with the indicators
     python -m experiments.benchmarks accelerators  the step compiled for TPUs and GPUs
+    python -m experiments.benchmarks export       exported models in ONNX Runtime
     python -m experiments.benchmarks input        streaming, beside tf.data
 
 accelerators_v5e, accelerators_v6e and accelerators_h100 are those of one machine each.
 Variants are timed in turn (training steps in a process each) and compared by the ratio
 of neighbours, so that what else the machine does falls on all of them. Results go
-to experiments/results/benchmark_<name>.md and .json. PyTorch, TensorFlow and the
-compilers for TPUs and GPUs are optional: requirements-benchmark.txt.
+to experiments/results/benchmark_<name>.md and .json. PyTorch, TensorFlow, jax2onnx and
+the compilers for TPUs and GPUs are optional: requirements-benchmark.txt.
 """
 
 import argparse
@@ -35,6 +36,7 @@ TABLES = {
     "accelerators_h100": "accelerators",
     "augment": "costs",
     "checkpoint": "costs",
+    "export": "export",
     "indicators": "costs",
     "input": "input",
     "loop": "costs",

@@ -11,12 +11,20 @@ from svda_jax import UserError, local_path
 from svda_jax.data.images import CorruptImageError, center_crop
 
 
+def eval_crop(dataset):
+    """What a run looks at of an image, as a fraction of its shorter side.
+
+    Args:
+      dataset: that section of its config.
+    """
+    return dataset.eval_crop if dataset.streaming else 1.0
+
+
 def read_images(files, config):
     """Image files as a run evaluates them: `model(read_images(files, run.config))`.
 
     Whatever an image's mode and turn, `images.decode` makes uint8 of it. Its centre, of
-    `dataset.eval_crop` of the shorter side where the run streams and else of all of it,
-    is scaled to `dataset.image_size`.
+    `eval_crop`, is scaled to `dataset.image_size`.
 
     Args:
       files: a path, or several.
@@ -29,7 +37,7 @@ def read_images(files, config):
       UserError: a file cannot be read or decoded.
     """
     dataset = config.dataset
-    fraction = dataset.eval_crop if dataset.streaming else 1.0
+    fraction = eval_crop(dataset)
     options = {"size": dataset.image_size, "channels": dataset.channels}
     images = []
     for file in [files] if isinstance(files, (str, os.PathLike)) else files:

@@ -126,7 +126,16 @@ FLAX = Family(
     gelu="tanh",
 )
 
-FAMILIES = (TIMM, HUGGING_FACE, FLAX)
+# Ours, of any `ViT`. A file says beside them what its model is.
+OWN = dataclasses.replace(
+    FLAX,
+    label="svda-jax",
+    modules={ours.replace("/", "."): ours for ours in FLAX.modules.values()},
+    separator=".",
+    prefix="",
+)
+
+FAMILIES = (TIMM, HUGGING_FACE, FLAX, OWN)
 
 # What a file may hold that a `ViT` has no place for, and why.
 FOREIGN = {

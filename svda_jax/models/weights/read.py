@@ -16,6 +16,7 @@ from svda_jax.models.weights.names import (
     FLAX,
     FOREIGN,
     HUGGING_FACE,
+    OWN,
     TIMM,
     UNREAD,
     Family,
@@ -137,7 +138,7 @@ def _translate(stored):
             raise UserError(f"it has {ours} twice, once as {name}")
         if ours:
             array = to_float32(name, stored[name])
-            if family is not FLAX and ours.endswith("/kernel"):
+            if family not in (FLAX, OWN) and ours.endswith("/kernel"):
                 array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
             params[ours] = array
     return params, family
@@ -205,7 +206,7 @@ def _describe(params, family, pool):
     marks = ("query_norm/scale", "sigma")
     svda = any(f"blocks/0/attention/{mark}" in params for mark in marks)
     says["attention"] = "svda" if svda else "softmax"
-    if family is FLAX:
+    if family in (FLAX, OWN):
         says["num_heads"] = shape("blocks/0/attention/value/kernel", 3)[1]
         says["qk_dim"] = tuple(
             shape(f"blocks/{layer}/attention/query/kernel", 3)[2]
@@ -246,7 +247,8 @@ def _read_beside(beside, family):
             says |= {"mean": mean, "std": std}
         own = beside["own"]
         if own:
-            says |= {"num_heads": int(own["num_heads"]), "gelu": str(own["gelu"])}
+            says |= {"num_heads": int(own["num_heads"])}
+            says |= {name: str(own[name]) for name in ("gelu", "pool") if name in own}
             says |= {name: tuple(map(float, own[name])) for name in ("mean", "std")}
     except UserError:
         raise

@@ -7,8 +7,7 @@ import re
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from svda_jax import UserError
 from svda_jax.models.attention import SPECTRUM_STARTS
@@ -17,11 +16,12 @@ from svda_jax.models.weights.files import METADATA
 from svda_jax.models.weights.names import (
     FLAX,
     HUGGING_FACE,
+    OWN,
     TIMM,
     translate_back,
 )
 
-FAMILIES = {"timm": TIMM, "huggingface": HUGGING_FACE, "augreg": FLAX}
+FAMILIES = {"timm": TIMM, "huggingface": HUGGING_FACE, "augreg": FLAX, "own": OWN}
 
 
 def write(path, params, config, *, family):
@@ -42,19 +42,18 @@ def write(path, params, config, *, family):
     if path.suffix != suffix:
         raise UserError(f"{path}: a file with names of {family} ends in {suffix}")
     arrays = rename(params, config, family=family)
-    says = {
-        name: getattr(config, name) for name in ("num_heads", "gelu", "mean", "std")
-    }
+    names = ("num_heads", "gelu", "pool", "mean", "std")
+    says = {name: getattr(config, name) for name in names}
     part = path.with_name(f".{path.stem}.tmp{suffix}")
     try:
         if suffix == ".npz":
             np.savez(part, **arrays)
         else:
-            save_file(arrays, part, {"format": "pt", METADATA: json.dumps(says)})
+            said = {"format": "pt", METADATA: json.dumps(says)}
+            part.write_bytes(save(arrays, said))  # save_file's mode is 0600
         os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write {path}: {said}") from None
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def rename(params, config, *, family):
@@ -75,13 +74,14 @@ def rename(params, config, *, family):
       UserError: the library has no such model: SVDA in timm or Hugging Face, a mean
         over tokens in Hugging Face, GELU by erf or a norm after the mean in AugReg.
     """
-    names, flax = FAMILIES[family], family == "augreg"
+    names, flax = FAMILIES[family], family in ("augreg", "own")
+    augreg = family == "augreg"
     for there, what in (
         (config.attention == "svda" and not flax, "SVDA attention"),
         (config.qk_dim and not flax, "model.qk_dim"),
         (config.pool != "cls" and family == "huggingface", f"model.pool={config.pool}"),
-        (config.pool == "avg" and flax, "model.pool=avg"),
-        (config.gelu == "erf" and flax, "model.gelu=erf"),
+        (config.pool == "avg" and augreg, "model.pool=avg"),
+        (config.gelu == "erf" and augreg, "model.gelu=erf"),
     ):
         if there:
             raise UserError(f"{names.label} has no models with {what}")
@@ -90,7 +90,7 @@ def rename(params, config, *, family):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     embed = "patch_embed/projection"
-    if flax:
+    if augreg:
         anew = [(0.5,) * config.channels] * 2
         ours[f"{embed}/kernel"], ours[f"{embed}/bias"] = fold.renormalize(
             ours[f"{embed}/kernel"],

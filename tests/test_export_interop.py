@@ -1,0 +1,146 @@
+"""Exported models in processes that do not know this program: the same answers."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from toy_runs import make_toy_run
+
+from svda_jax.run import export
+
+pytestmark = pytest.mark.slow
+SIZES = (1, 3, 7)
+# What answers images, after the lines of a model card have loaded the model.
+ANSWERS = {
+    "stablehlo": "jax.jit(program.call)(some)['probabilities']",
+    "onnx": "session.run(['probabilities'], {'images': some})[0]",
+    "timm": "model(turn(some)).softmax(-1)",
+    "transformers": "other(turn(some)).logits.softmax(-1)",
+}
+PROGRAM = """
+import importlib.util
+assert importlib.util.find_spec("svda_jax") is None
+{card}
+import numpy as np
+images = np.load("images.npy")
+{more}
+for some in (images[:n] for n in {sizes}):
+    np.save(f"found_{{len(some)}}.npy", {answer})
+"""
+MORE = {
+    "timm": """
+import torch
+torch.set_grad_enabled(False)
+turn = lambda some: torch.stack([transform(Image.fromarray(x[..., 0])) for x in some])
+""",
+}
+MORE["transformers"] = f"""{MORE["timm"]}
+import transformers
+other = transformers.AutoModelForImageClassification.from_pretrained(".").eval()
+"""
+
+
+@pytest.fixture
+def ask(make_model_config, make_config, monkeypatch, tmp_path, rng):
+    """Exports a model; what it says elsewhere and here of seven images, and where."""
+
+    def ask(format, library=None, **changes):
+        config = make_model_config(channels=1, mean=(0.3,), std=(0.4,), **changes)
+        options = make_config(
+            dataset__image_size=6,
+            dataset__num_classes=7,
+            dataset__mean=config.mean,
+            dataset__std=config.std,
+        )
+        run = make_toy_run(config, options)
+        monkeypatch.setattr(export.runs, "load", lambda workdir: run)
+        out = tmp_path / "out"
+        attention = format in export.PROGRAMS
+        export.export_run("toy", out, format=format, attention=attention)
+        images = rng.integers(0, 256, size=(7, 6, 6, 1)).astype(np.uint8)
+        np.save(out / "images.npy", images)
+        Image.fromarray(images[0, ..., 0]).save(out / "image.png")
+        card = (out / "README.md").read_text().split("```python")[1].split("```")[0]
+        library = library or format
+        more, answer = MORE.get(library, ""), ANSWERS[library]
+        code = PROGRAM.format(card=card, more=more, answer=answer, sizes=SIZES)
+        for name in ("probabilities", *["attention"] * attention):
+            code += f"np.save('{name}.npy', {name})\n"
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=out,
+            env=environment | {"XLA_FLAGS": "", "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return run.model, images, out
+
+    return ask
+
+
+def assert_same(model, images, out, tolerance=1e-5):
+    """All sizes of batches, and the picture that the model card reads."""
+    expected = jax.nn.softmax(jax.jit(model)(images)[0])
+    for size in SIZES:
+        found = np.load(out / f"found_{size}.npy")
+        np.testing.assert_allclose(found, expected[:size], rtol=0, atol=tolerance)
+    found = np.load(out / "probabilities.npy")
+    np.testing.assert_allclose(found, expected[:1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("format", export.PROGRAMS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention": "svda"},
+        {"attention": "softmax", "pool": "cls"},
+        {"attention": "svda", "qk_dim": (2, 4), "pool": "avg", "gelu": "erf"},
+        {"attention": "softmax", "qk_dim": (2, 4), "dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_a_program_runs_without_this_one(ask, format, changes):
+    if format == "onnx":
+        pytest.importorskip("jax2onnx")
+    model, images, out = ask(format, **changes)
+    exact = "dtype" not in changes
+    assert_same(model, images, out, 1e-5 if exact else 3e-2)  # bfloat16 has 8 bits
+    weights = np.load(out / "attention.npy")  # [1, L, H, N, N]
+    tokens = 9 + (model.config.pool == "cls")
+    assert weights.shape == (1, 2, 3, tokens, tokens)
+    outputs = jax.jit(export.create_function(model, attention=True))(images[:1])
+    tolerance = 1e-5 if exact else 3e-2
+    np.testing.assert_allclose(weights, outputs["attention"], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("library", ["timm", "transformers"])
+@pytest.mark.parametrize("pool", ["gap", "avg", "cls"])
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+def test_timm_and_transformers_open_a_softmax_model(ask, library, pool, gelu):
+    pytest.importorskip(library)
+    options = {"attention": "softmax", "pool": pool, "gelu": gelu}
+    assert_same(*ask("safetensors", library, **options))
+
+
+def test_an_onnx_file_says_what_it_is(ask):
+    pytest.importorskip("jax2onnx")
+    onnx = pytest.importorskip("onnx")
+    _, _, out = ask("onnx", attention="svda")
+    model = onnx.load(out / "model.onnx")
+    found = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+    assert found == json.loads((out / "model.json").read_text())
+    (images,) = model.graph.input
+    first, *shape = images.type.tensor_type.shape.dim
+    assert first.dim_param == "b"
+    assert [one.dim_value for one in shape] == [6, 6, 1]
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [output.name for output in model.graph.output] == [
+        *("probabilities", "attention")
+    ]
