@@ -148,7 +148,8 @@ def test_zero_rows_and_queries_that_see_nothing_are_finite(qkv, sigma, mask):
     def differentiate(*args):
         return jnp.sum(jnp.square(attend(*args)))
 
-    grads = differentiate(*qkv, sigma, bias)
+    with jax.debug_nans(True):
+        grads = differentiate(*qkv, sigma, bias)
     assert all(np.isfinite(grad).all() for grad in (out, *grads))
     assert all((grad != 0).any() for grad in grads)
 
@@ -220,6 +221,7 @@ MISTAKES = {
     "bias has shape": {"bias": ones((1, 1, 1, N, M))},
     "must be at least 0 and below 1": {**DROPOUT, "dropout_rate": 1.0},
     "needs a PRNG key": {"dropout_rate": 0.5},
+    "they must be real": {"query": ones((B, N, H, K), complex)},
 }
 
 

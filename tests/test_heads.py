@@ -113,6 +113,8 @@ def test_mistakes_are_one_line(qk, sigma):
         head_indicators(query, key, spectrum=sigma[0])
     with pytest.raises(UserError, match="7 tokens and key 6"):
         head_indicators(query, key[:, 1:], sigma)
+    with pytest.raises(UserError, match="nothing to measure"):
+        head_indicators(query[:0], key[:0], sigma)
     with pytest.raises(UserError, match="they take"):
         head_indicators(query[0, 0], key[0, 0], sigma)
     with pytest.raises(UserError, match="outside of jit"):

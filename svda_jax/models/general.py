@@ -50,7 +50,9 @@ def svda_weights(
         seen &= _fit(mask, scores.shape, "mask").astype(bool)
     if is_causal:
         seen &= jnp.tri(*scores.shape[-2:], dtype=bool)
-    return jax.nn.softmax(scores, where=seen)
+    # Not -inf: where nothing is seen, a row of those has NaN on the way.
+    scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+    return jnp.where(seen, jax.nn.softmax(scores), 0)
 
 
 def svda_attention(
@@ -94,10 +96,12 @@ def svda_attention(
       `[..., N, H, V]` of that dtype; zeros for a query that sees no key.
 
     Raises:
-      UserError: shapes do not fit each other, dropout_rate is not in [0, 1), or dropout
-        has no key.
+      UserError: shapes do not fit each other, numbers are complex, dropout_rate is not
+        in [0, 1), or dropout has no key.
     """
     query, key, value = promote_dtype((query, key, value), dtype=dtype)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise UserError(f"query, key and value are {value.dtype}; they must be real")
     _check_value(key, value)
     options = {"bias": bias, "mask": mask, "is_causal": is_causal}
     weights = svda_weights(query, key, sigma, precision=precision, **options)

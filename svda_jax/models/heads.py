@@ -35,13 +35,16 @@ def head_indicators(
       "score_spectrum" `[H, K]`, see `score.score_spectrum`.
 
     Raises:
-      UserError: shapes do not fit each other, or the call is inside of jit.
+      UserError: shapes do not fit each other, there is nothing to measure, or the call
+        is inside of jit.
     """
     if isinstance(query, jax.core.Tracer):
         raise UserError("head_indicators works on arrays, outside of jit")
     query, key = jnp.asarray(query), jnp.asarray(key)
     sigma = None if sigma is None else jnp.asarray(sigma, jnp.float32)
     check_heads(query, key, sigma)
+    if not query.size:
+        raise UserError(f"query has shape {list(query.shape)}: nothing to measure")
     if query.shape[-3] != key.shape[-3]:
         raise UserError(
             f"query has {query.shape[-3]} tokens and key {key.shape[-3]}, not as many"
