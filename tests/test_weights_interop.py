@@ -12,7 +12,21 @@ timm = pytest.importorskip("timm")
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from experiments.interop import CASES, NPZ, compare, compare_npz  # noqa: E402
+from experiments.interop import (  # noqa: E402
+    CASES,
+    NPZ,
+    SMALL,
+    compare,
+    compare_npz,
+    create,
+    create_hugging_face,
+    randomize,
+    save_pretrained,
+    save_state,
+)
+from svda_jax.models.vit import ViTConfig  # noqa: E402
+from svda_jax.models.weights.read import read  # noqa: E402
+from svda_jax.models.weights.write import rename, write  # noqa: E402
 from svda_jax.run.start import resample  # noqa: E402
 
 
