@@ -143,7 +143,8 @@ def test_the_readmes_commands_for_images_of_ones_own(installed, tmp_path):
     assert "images/s" in said
     assert "most often taken for" in said
     assert said.splitlines()[-1].startswith("photos/roses/1.jpg  ")
-    assert Image.open(tmp_path / "explained" / "1.png").width > 500
+    with Image.open(tmp_path / "explained" / "1.png") as picture:
+        assert picture.width > 500
 
 
 def test_it_trains_from_an_empty_folder(installed, tmp_path, data_dir):
