@@ -3,10 +3,10 @@
 The rooms, each of which imports those below it alone:
 
 main      the command line                    run      what a run's folder holds
-prune     fewer directions in the scores      config   read and checked
-train     loop, steps, optimizer              options  every option
-look      maps, figures, report               data     splits, decoding, augmentation
-                                              models   attention, ViT, indicators
+atlas     what directions are for             config   read and checked
+prune     fewer directions in the scores      options  every option
+train     loop, steps, optimizer              data     splits, decoding, augmentation
+look      maps, figures, report               models   attention, ViT, indicators
                                               devices  map over devices, memory
 """
 

@@ -16,6 +16,10 @@ COMMANDS = {
     "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
     "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
     "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
+    "atlas": (
+        "svda_jax.atlas.page:main",
+        "Shows what the directions of heads are for.",
+    ),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
     "verify": ("svda_jax.run.verify:main", "Checks the checkpoints of a run."),
 }
