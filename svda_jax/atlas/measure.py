@@ -18,6 +18,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import xarray as xr
 from flax import nnx
 
@@ -48,7 +49,7 @@ VARIABLES = {
     "place": (
         ("side", "patch"),
         "1",
-        "mean of alpha or beta at each patch, row by row",
+        "mean of alpha or beta there, row by row",
     ),
     "place_share": (
         ("side",),
@@ -59,7 +60,7 @@ VARIABLES = {
     "value": (
         ("side", "sign", "rank"),
         "1",
-        "alpha or beta of the patch furthest along",
+        "alpha or beta of the furthest patches",
     ),
     "image": (("side", "sign", "rank"), "1", "its image's place in the split"),
     "at": (("side", "sign", "rank"), "1", "the patch, row by row"),
@@ -81,7 +82,8 @@ def measure_atlas(
 
     Returns:
       `xarray.Dataset` of `VARIABLES` over "layer", "head", "direction", and "spectrum"
-      `[layer, head, size]` with all sizes, NaN beyond those a pruned layer has.
+      `[layer, head, size]` with all sizes, NaN beyond those a pruned layer has. Its
+      attribute "num_images" says how many there were.
     """
     moments, _ = measure_moments(model, data)
     directions = split(model, "score", moments)
@@ -124,6 +126,7 @@ def measure_atlas(
             for name, (more, unit, meaning) in VARIABLES.items()
         },
         coords={"side": list(SIDES), "sign": list(SIGNS)},
+        attrs={"num_images": len(labels)},
     )
     most = max(size.shape[-1] for size in sizes)
     atlas["spectrum"] = (
@@ -235,9 +238,7 @@ def _change(params, forms, images, labels, *, shape, graphdef):
         return logits, jnp.stack([trace.indicators["moved"] for trace in traces])
 
     def loss(logits):
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[
-            :, 0
-        ]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
     def centred(logits):
         return logits - jnp.mean(logits, axis=-1, keepdims=True)

@@ -49,9 +49,9 @@ def write_atlas(workdir, *, out=None, num_directions=4, num_images=2000):
     """
     workdir = local_path(workdir)
     out = local_path(out) if out else workdir / "atlas.html"
+    run = runs.load(workdir)
     if not out.parent.is_dir():
         raise UserError(f"cannot write {out}: its folder does not exist")
-    run = runs.load(workdir)
     mesh = parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1])
     data = datasets.load(
         run.config.dataset, "eval", batch_size=_BATCH, mesh=mesh, obtain=False
@@ -59,21 +59,33 @@ def write_atlas(workdir, *, out=None, num_directions=4, num_images=2000):
     atlas = measure_atlas(
         run.model, data, num_directions=num_directions, num_images=num_images
     )
+    page = draw(workdir.resolve().name, run, data, atlas)
+    runs.write_atomically(out.with_suffix(".nc"), atlas.to_netcdf(engine="scipy"))
+    runs.write_atomically(out, page.encode())
+    return out
+
+
+def draw(name, run, data, atlas):
+    """The page.
+
+    Args:
+      name: of the run.
+      run: the `Run`.
+      data: its evaluation split, from `datasets.load`.
+      atlas: from `measure_atlas`.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("svda_jax.atlas", "."), autoescape=True
     )
     found = _to_json(run, data, atlas)
-    page = environment.get_template("atlas.html").render(
-        name=workdir.resolve().name,
+    return environment.get_template("atlas.html").render(
+        name=name,
         config=run.config,
         accuracy=float(run.history["eval_accuracy"][-1]),
-        num_images=min(num_images, data.num_images),
+        num_images=atlas.attrs["num_images"],
         # No text of the data can end the script or begin a tag.
         atlas=Markup(json.dumps(found).replace("<", "\\u003c")),
     )
-    runs.write_atomically(out.with_suffix(".nc"), atlas.to_netcdf(engine="scipy"))
-    runs.write_atomically(out, page.encode())
-    return out
 
 
 def _to_json(run, data, atlas):
