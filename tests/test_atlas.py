@@ -154,6 +154,9 @@ def test_what_a_direction_costs_is_what_the_model_without_it_loses(
         added = losses(centred(without)) - losses(whole)
         np.testing.assert_allclose(one["added_loss"], added.mean(), atol=1e-4)
         np.testing.assert_allclose(
+            one["class_added_loss"][1], added[1:3].mean(), atol=1e-4
+        )
+        np.testing.assert_allclose(
             one["added_loss_error"], added.std() / 5**0.5, atol=1e-4
         )
         weights = [
@@ -240,6 +243,6 @@ def test_atlas_of_a_run_and_what_is_refused(make_config, tmp_path, capsys):
     assert "<title>Atlas of run</title>" in (workdir / "atlas.html").read_text()
     with pytest.raises(UserError, match="its folder does not exist"):
         write_atlas(workdir, out=tmp_path / "nowhere/atlas.html")
-    for option in ("--directions=0", "--images=-1"):
+    for option in ("--directions=0", "--images=-1", "--removed=0"):
         with pytest.raises(SystemExit, match=f"error: {option} must be positive"):
             main(["--workdir", str(workdir), option])

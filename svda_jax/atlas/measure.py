@@ -46,22 +46,15 @@ VARIABLES = {
     ),
     "added_loss": ((), "nats", "mean cross-entropy without it, less that with it"),
     "added_loss_error": ((), "nats", "standard error of that mean over images"),
-    "place": (
-        ("side", "patch"),
-        "1",
-        "mean of alpha or beta there, row by row",
-    ),
+    "class_added_loss": (("class",), "nats", "the same over the images of a class"),
+    "place": (("side", "patch"), "1", "mean of alpha or beta there, row by row"),
     "place_share": (
         ("side",),
         "1",
         "share of the mean square over patches that the place alone explains",
     ),
     "class_strength": (("class",), "logits", "s over the images of a class"),
-    "value": (
-        ("side", "sign", "rank"),
-        "1",
-        "alpha or beta of the furthest patches",
-    ),
+    "value": (("side", "sign", "rank"), "1", "alpha or beta of the furthest patches"),
     "image": (("side", "sign", "rank"), "1", "its image's place in the split"),
     "at": (("side", "sign", "rank"), "1", "the patch, row by row"),
 }
@@ -105,19 +98,16 @@ def measure_atlas(
     place = seen["place"].sum(0) / len(labels)  # [L, H, R, 2, patches]
     found = _furthest(seen, turned, num_patches)
     found["image"] = places[found["image"]]
-    energy = seen["energy"]  # [n, L, H, R]
     squares = np.square([size[..., :number] for size in sizes])
     count = model.config.num_classes
-    by_class = np.full((*squares.shape, count), np.nan)
-    for label in np.unique(labels):
-        by_class[..., label] = np.sqrt(energy[labels == label].mean(0))
+    energy = np.moveaxis(seen["energy"], 0, -1)  # [L, H, R, n]
     found |= {
         "strength": np.sqrt(squares),
         "share": squares / [np.square(size).sum(-1, keepdims=True) for size in sizes],
         "place": place * turned[..., None, None],
         "place_share": np.square(place).mean(-1) / seen["square"].mean(0),
-        "class_strength": by_class,
-        **_remove(params, forms, images, num_removed, graphdef),
+        "class_strength": np.sqrt(_by_class(energy, labels, count)),
+        **_remove(params, forms, images, num_removed, count, graphdef),
     }
     axes = ("layer", "head", "direction")
     atlas = xr.Dataset(
@@ -206,14 +196,28 @@ def _furthest(seen, turned, number):
     return {name: np.moveaxis(x, 0, -1) for name, x in found.items()}
 
 
-def _remove(params, forms, images, number, graphdef):
+def _remove(params, forms, images, number, num_classes, graphdef):
     """What changes without each direction alone, `[L, H, R]`, over some images."""
     some, labels, _ = (np.concatenate(x)[:number] for x in zip(*images, strict=True))
     shape = len(forms), *forms[0][1].shape
     changes = jax.device_get(
         _change(params, forms, some, labels, shape=shape, graphdef=graphdef)
     )
-    return {name: x.reshape(shape) for name, x in changes.items()}
+    found = {name: x.reshape(*shape, *x.shape[1:]) for name, x in changes.items()}
+    added = found.pop("added")  # [L, H, R, n]
+    return found | {
+        "added_loss": added.mean(-1),
+        "added_loss_error": added.std(-1) / np.sqrt(len(labels)),
+        "class_added_loss": _by_class(added, labels, num_classes),
+    }
+
+
+def _by_class(values, labels, num_classes):
+    """Means over the images of each class, `[..., n]` -> `[..., C]`, NaN for none."""
+    means = np.full((*values.shape[:-1], num_classes), np.nan)
+    for label in np.unique(labels):
+        means[..., label] = values[..., labels == label].mean(-1)
+    return means
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "graphdef"))
@@ -248,14 +252,12 @@ def _change(params, forms, images, labels, *, shape, graphdef):
     def change(place):
         gone = jnp.zeros(shape).ravel().at[place].set(1).reshape(shape)
         logits, moved = without(gone)
-        added = loss(logits) - loss(whole)
         return {
             "moved_attention": moved.ravel()[place // shape[-1]],
             "moved_logits": jnp.sqrt(
                 jnp.mean(jnp.square(centred(logits) - centred(whole)))
             ),
-            "added_loss": jnp.mean(added),
-            "added_loss_error": jnp.std(added) / jnp.sqrt(len(labels)),
+            "added": loss(logits) - loss(whole),
         }
 
     return jax.lax.map(change, jnp.arange(np.prod(shape)))

@@ -30,7 +30,9 @@ _BATCH = 256
 _THUMBNAIL = 96  # pixels at most along a side
 
 
-def write_atlas(workdir, *, out=None, num_directions=4, num_images=2000):
+def write_atlas(
+    workdir, *, out=None, num_directions=4, num_images=2000, num_removed=256
+):
     """Writes the atlas of a run.
 
     Args:
@@ -39,6 +41,7 @@ def write_atlas(workdir, *, out=None, num_directions=4, num_images=2000):
         `measure.VARIABLES` go beside it, as an xarray data set with the suffix .nc.
       num_directions: shown of each head.
       num_images: of the evaluation split that are looked through.
+      num_removed: of these, that each direction is taken away for.
 
     Returns:
       The path of the page.
@@ -57,7 +60,11 @@ def write_atlas(workdir, *, out=None, num_directions=4, num_images=2000):
         run.config.dataset, "eval", batch_size=_BATCH, mesh=mesh, obtain=False
     )
     atlas = measure_atlas(
-        run.model, data, num_directions=num_directions, num_images=num_images
+        run.model,
+        data,
+        num_directions=num_directions,
+        num_images=num_images,
+        num_removed=num_removed,
     )
     page = draw(workdir.resolve().name, run, data, atlas)
     runs.write_atomically(out.with_suffix(".nc"), atlas.to_netcdf(engine="scipy"))
@@ -93,7 +100,7 @@ def _to_json(run, data, atlas):
     used, image = np.unique(atlas["image"].values, return_inverse=True)
     pictures, labels = data.get(used)
     numbers = {
-        name: np.round(np.float64(atlas[name].values), 4).tolist()
+        name: _round(atlas[name].values).tolist()
         for name in atlas.data_vars
         if name != "image"
     }
@@ -105,6 +112,12 @@ def _to_json(run, data, atlas):
         "labels": [names[label] for label in labels],
         "pictures": [_thumbnail(picture) for picture in pictures],
     }
+
+
+def _round(values):
+    """Numbers of four decimals, None for NaN, which JSON does not have."""
+    values = np.round(np.float64(values), 4)
+    return np.where(np.isnan(values), None, values)
 
 
 def _thumbnail(picture):
@@ -134,10 +147,16 @@ def main(argv=None):
     parser.add_argument(
         "--images", type=int, default=2000, help="looked through (default: 2000)"
     )
+    parser.add_argument(
+        "--removed",
+        type=int,
+        default=256,
+        help="of these, that each direction is taken away for (default: 256)",
+    )
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     quiet_orbax()
-    for name in ("directions", "images"):
+    for name in ("directions", "images", "removed"):
         if getattr(args, name) < 1:
             sys.exit(f"error: --{name}={getattr(args, name)} must be positive")
     path = write_atlas(
@@ -145,5 +164,6 @@ def main(argv=None):
         out=args.out,
         num_directions=args.directions,
         num_images=args.images,
+        num_removed=args.removed,
     )
     print(path)
