@@ -2,12 +2,13 @@
 
 The rooms, each of which imports those below it alone:
 
-main      the command line                    run      what a run's folder holds
-prune     scores shortened, or made SVDA      config   read and checked
-train     loop, steps, optimizer              options  every option
-look      maps, figures, report               data     splits, decoding, augmentation
-nnx       SVDA in a model of one's own        models   attention, ViT, indicators
-linen     the same, for Flax Linen            devices  map over devices, memory
+main      the command line                    config   read and checked
+atlas     what directions are for             options  every option
+prune     scores shortened, or made SVDA      data     splits, decoding, augmentation
+train     loop, steps, optimizer              nnx      SVDA in a model of one's own
+look      maps, figures, report               linen    the same, for Flax Linen
+run       what a run's folder holds           models   attention, ViT, indicators
+                                              devices  map over devices, memory
 """
 
 import pathlib

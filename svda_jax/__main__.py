@@ -22,6 +22,7 @@ COMMANDS = {
     "export": ("svda_jax.run.export:main", "Writes a run's model for other programs."),
     "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
     "convert": ("svda_jax.prune.convert_run:main", "Makes a softmax run an SVDA run."),
+    "atlas": ("svda_jax.atlas.page:main", "Shows what a head's directions are for."),
     "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
     "runs": ("svda_jax.run.compare:main", "Lists runs: how they differ and ended."),
     "verify": ("svda_jax.run.verify:main", "Checks the checkpoints of a run."),

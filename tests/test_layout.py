@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # From the ground up: each room knows itself and those before it.
 ROOMS = (
     *("devices", "models", "nnx", "linen", "data", "options", "config", "run"),
-    *("look", "train", "prune", "main"),
+    *("look", "train", "prune", "atlas", "main"),
 )
 
 

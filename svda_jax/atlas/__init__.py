@@ -1,0 +1,1 @@
+"""What each direction of a head's score is for."""
