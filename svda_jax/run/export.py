@@ -18,7 +18,6 @@ and gives "probabilities" `[b, C]`; with --attention also "attention" `[b, L, H,
 all weights of all layers and heads. Of parameters --config.init_from starts.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -34,7 +33,7 @@ import jax.numpy as jnp
 from absl import logging
 from flax import nnx
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, command_line, local_path
 from svda_jax.models.attention import attention_weights
 from svda_jax.models.vit import count_parameters, create_graphdef
 from svda_jax.models.weights.write import write
@@ -199,12 +198,7 @@ def _new_folder(out):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m svda_jax export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_line("export", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
     parser.add_argument("--format", required=True, help=", ".join(FORMATS))
     parser.add_argument("--out", help="the folder that is written")
