@@ -10,7 +10,6 @@ atlas of seed 0 go to atlas/<config>/ under --out, by default experiments/result
 """
 
 import json
-import pathlib
 import shutil
 import sys
 
@@ -19,15 +18,11 @@ import optax
 
 from experiments.benchmarks.table import describe_machine
 from experiments.paper.comparison import (
-    ATTENTIONS,
-    configure,
     create_parser,
-    read_configs,
     run_command,
-    train,
+    train_for,
     writing,
 )
-from svda_jax import UserError
 from svda_jax.atlas.measure import measure_atlas
 from svda_jax.atlas.page import draw
 from svda_jax.devices.memory import keep_memory
@@ -50,13 +45,7 @@ def main(argv):
 
 def check_atlases(args, rest, command):
     """All that the command line asks for."""
-    (name,) = read_configs([args.config], rest)
-    out = pathlib.Path(args.out, "atlas", name)
-    svda = {"svda": ATTENTIONS["svda"]}
-    runs.check_workdir(configure(args.config, rest, svda["svda"], 0), out)
-    comparison = train(args.config, rest, svda, num_seeds=args.seeds, folder=args.runs)
-    if comparison.failures:
-        raise UserError(f"{next(iter(comparison.failures))} failed")
+    out, comparison = train_for("atlas", args, rest, ["svda"])
     workdirs = comparison.workdirs["svda"]
     studies = []
     for seed, workdir in enumerate(workdirs):
@@ -74,7 +63,8 @@ def check_atlases(args, rest, command):
         (out / "atlas.html").write_text(page)
         (out / "atlas.nc").write_bytes(numbers.to_netcdf(engine="scipy"))
         (out / "numbers.json").write_text(json.dumps(studies) + "\n")
-        (out / "README.md").write_text("\n".join(_page(name, studies, command)) + "\n")
+        text = "\n".join(_page(comparison.name, studies, command))
+        (out / "README.md").write_text(text + "\n")
     print(f"\nresults are in {out}")
 
 
@@ -97,7 +87,6 @@ def study(run, data, atlas, half):
     moments, _ = measure_moments(run.model, data)
     directions = split(run.model, "score", moments)
     costs = atlas["added_loss"].values
-    names = run.class_names or tuple(map(str, range(run.config.dataset.num_classes)))
 
     def classify(model):
         logits, labels, places = predict(model, data)
@@ -117,6 +106,7 @@ def study(run, data, atlas, half):
         label = int(np.nanargmax(one["class_added_loss"]))
         own = labels == label
         wrong = taken_for[own & (taken_for != label)]
+        mistaken = run.names[np.bincount(wrong).argmax()] if wrong.size else ""
         added = without - loss
         found.append(
             {
@@ -126,10 +116,10 @@ def study(run, data, atlas, half):
                 "strength": float(one["strength"]),
                 "foreseen": [float(one["added_loss"]), float(one["added_loss_error"])],
                 "added": [float(added.mean()), float(added.std() / len(added) ** 0.5)],
-                "class": names[label],
+                "class": run.names[label],
                 "before": float((predicted[own] == label).mean()),
                 "after": float((taken_for[own] == label).mean()),
-                "mistaken": names[np.bincount(wrong).argmax()] if wrong.size else "",
+                "mistaken": mistaken,
             }
         )
     return found

@@ -191,6 +191,34 @@ def train(path, argv, variants, *, num_seeds, folder, say=None):
     return Comparison(name, workdirs, histories, failures)
 
 
+def train_for(study, args, rest, names):
+    """The runs that a study of one config is about; what is missing is trained.
+
+    Args:
+      study: its name, that of its folder under --out.
+      args: of its command line, with --config.
+      rest: options of the config.
+      names: of `ATTENTIONS`; the config of the last stands beside the results.
+
+    Returns:
+      The folder of the results, and a `Comparison`.
+
+    Raises:
+      UserError: a config, the data or a folder is not what it should be, results of
+        another config are there, or a run failed.
+    """
+    (config,) = read_configs([args.config], rest)
+    out = pathlib.Path(args.out, study, config)
+    variants = {name: ATTENTIONS[name] for name in names}
+    runs.check_workdir(configure(args.config, rest, variants[names[-1]], 0), out)
+    comparison = train(
+        args.config, rest, variants, num_seeds=args.seeds, folder=args.runs
+    )
+    if comparison.failures:
+        raise UserError(f"{next(iter(comparison.failures))} failed")
+    return out, comparison
+
+
 def measure_overhead(path, argv, repeats=30):
     """`Comparison.overhead` of a config: median and quartiles of neighbouring steps."""
     mesh = parallel.create_mesh()

@@ -10,7 +10,6 @@ learning rate; so is the softmax run itself. The results go to convert/<config>/
 """
 
 import json
-import pathlib
 import shutil
 import sys
 
@@ -18,14 +17,11 @@ import numpy as np
 
 from experiments.benchmarks.table import describe_machine
 from experiments.paper.comparison import (
-    ATTENTIONS,
-    configure,
     create_parser,
     mean_and_interval,
     mean_and_spread,
-    read_configs,
     run_command,
-    train,
+    train_for,
     writing,
 )
 from svda_jax import UserError
@@ -62,17 +58,9 @@ def main(argv):
 
 def compare_conversions(args, rest, command):
     """All that the command line asks for."""
-    (name,) = read_configs([args.config], rest)
     if args.epochs < 1:
         raise UserError(f"--epochs={args.epochs} must be positive")
-    out = pathlib.Path(args.out, "convert", name)
-    softmax = {"softmax": ATTENTIONS["softmax"]}
-    runs.check_workdir(configure(args.config, rest, softmax["softmax"], 0), out)
-    comparison = train(
-        args.config, rest, softmax, num_seeds=args.seeds, folder=args.runs
-    )
-    if comparison.failures:
-        raise UserError(f"{next(iter(comparison.failures))} failed")
+    out, comparison = train_for("convert", args, rest, ["softmax"])
     workdirs = comparison.workdirs["softmax"]
     studies = [study(workdir, args.epochs) for workdir in workdirs]
     write_results(workdirs, studies, args.epochs, out, command)

@@ -8,7 +8,6 @@ go to prune/<config>/ under --out, by default experiments/results.
 """
 
 import json
-import pathlib
 import shutil
 import sys
 
@@ -19,14 +18,11 @@ import optax
 from experiments.paper import prune_page
 from experiments.paper.comparison import (
     ATTENTIONS,
-    configure,
     create_parser,
-    read_configs,
     run_command,
-    train,
+    train_for,
     writing,
 )
-from svda_jax import UserError
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.devices.memory import keep_memory
@@ -64,14 +60,7 @@ def main(argv):
 
 def compare_rules(args, rest, command):
     """All that the command line asks for."""
-    (name,) = read_configs([args.config], rest)
-    out = pathlib.Path(args.out, "prune", name)
-    runs.check_workdir(configure(args.config, rest, ATTENTIONS["svda"], 0), out)
-    comparison = train(
-        args.config, rest, ATTENTIONS, num_seeds=args.seeds, folder=args.runs
-    )
-    if comparison.failures:
-        raise UserError(f"{next(iter(comparison.failures))} failed")
+    out, comparison = train_for("prune", args, rest, list(ATTENTIONS))
     studies = {attention: [] for attention in ATTENTIONS}
     for attention, workdirs in comparison.workdirs.items():
         for workdir in workdirs:

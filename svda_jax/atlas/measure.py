@@ -22,9 +22,7 @@ import optax
 import xarray as xr
 from flax import nnx
 
-from svda_jax.models.attention import diagonal
-from svda_jax.models.ops.plain import normalize
-from svda_jax.prune.measure import measure_moments
+from svda_jax.prune.measure import measure_moments, scores, vectors
 from svda_jax.prune.model import split
 
 SIDES = ("query", "key")
@@ -98,12 +96,13 @@ def measure_atlas(
     place = seen["place"].sum(0) / len(labels)  # [L, H, R, 2, patches]
     found = _furthest(seen, turned, num_patches)
     found["image"] = places[found["image"]]
-    squares = np.square([size[..., :number] for size in sizes])
+    strength = np.array([size[..., :number] for size in sizes])
+    total = np.array([np.square(size).sum(-1, keepdims=True) for size in sizes])
     count = model.config.num_classes
     energy = np.moveaxis(seen["energy"], 0, -1)  # [L, H, R, n]
     found |= {
-        "strength": np.sqrt(squares),
-        "share": squares / [np.square(size).sum(-1, keepdims=True) for size in sizes],
+        "strength": strength,
+        "share": np.square(strength) / total,
         "place": place * turned[..., None, None],
         "place_share": np.square(place).mean(-1) / seen["square"].mean(0),
         "class_strength": np.sqrt(_by_class(energy, labels, count)),
@@ -148,10 +147,7 @@ def _first(data, number):
 
 def _coordinates(trace, form):
     """alpha and beta, `[B, N, H, R]` float32, of a layer's trace."""
-    query, key = trace.query.astype(jnp.float32), trace.key.astype(jnp.float32)
-    if trace.sigma is not None:
-        query, key = normalize(query), normalize(key)
-    key = key - jnp.mean(key, axis=1, keepdims=True)
+    query, key = vectors(trace)
     multiply = functools.partial(jnp.einsum, "bihk,hkr->bihr", precision="highest")
     return multiply(query, form[0]), multiply(key, form[2])
 
@@ -232,7 +228,7 @@ def _change(params, forms, images, labels, *, shape, graphdef):
             query, key = _coordinates(trace, forms[layer])
             size = forms[layer][1] * gone[layer]
             removed = jnp.einsum("bihr,hr,bjhr->bhij", query, size, key)
-            whole = _scores(trace)
+            whole = scores(trace)
             before, after = jax.nn.softmax(whole), jax.nn.softmax(whole - removed)
             out = jnp.einsum("bhij,bjhv->bihv", after, value.astype(jnp.float32))
             moved = 0.5 * jnp.mean(jnp.sum(jnp.abs(after - before), -1), (0, 2))
@@ -261,12 +257,3 @@ def _change(params, forms, images, labels, *, shape, graphdef):
         }
 
     return jax.lax.map(change, jnp.arange(np.prod(shape)))
-
-
-def _scores(trace):
-    """`[B, H, N, N]` float32, the scores of a layer in logits."""
-    query, key = trace.query.astype(jnp.float32), trace.key.astype(jnp.float32)
-    if trace.sigma is not None:
-        query, key = normalize(query), normalize(key)
-    factors = diagonal(query, trace.sigma, trace.scale)
-    return jnp.einsum("bihk,hk,bjhk->bhij", query, factors, key)

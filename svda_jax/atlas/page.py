@@ -10,10 +10,8 @@ import base64
 import io
 import json
 
-import jax
 import jinja2
 import numpy as np
-from absl import logging
 from markupsafe import Markup
 from PIL import Image
 
@@ -53,7 +51,7 @@ def write_atlas(
     run = runs.load(workdir)
     if not out.parent.is_dir():
         raise UserError(f"cannot write {out}: its folder does not exist")
-    mesh = parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1])
+    mesh = parallel.create_mesh([parallel.local_device()])
     data = datasets.load(
         run.config.dataset, "eval", batch_size=_BATCH, mesh=mesh, obtain=False
     )
@@ -102,12 +100,11 @@ def _to_json(run, data, atlas):
         for name in atlas.data_vars
         if name != "image"
     }
-    names = run.class_names or tuple(map(str, range(run.config.dataset.num_classes)))
     return numbers | {
         "image": image.reshape(atlas["image"].shape).tolist(),
         "grid": run.model.config.grid,
-        "classes": list(names),
-        "labels": [names[label] for label in labels],
+        "classes": list(run.names),
+        "labels": [run.names[label] for label in labels],
         "pictures": [_thumbnail(picture) for picture in pictures],
     }
 
@@ -147,7 +144,6 @@ def main(argv=None):
         help="of these, that each direction is taken away for (default: 256)",
     )
     args = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)
     quiet_orbax()
     for name in ("directions", "images", "removed"):
         if getattr(args, name) < 1:

@@ -39,6 +39,11 @@ def find_devices(find=jax.devices):
         raise UserError(f"no device, JAX_PLATFORMS={platforms}: {reason}") from None
 
 
+def local_device():
+    """This process's first device, for what is done on one alone."""
+    return find_devices(jax.local_devices)[0]
+
+
 def replicated(mesh):
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

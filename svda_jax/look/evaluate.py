@@ -13,9 +13,7 @@ import collections
 import json
 import sys
 
-import jax
 import numpy as np
-from absl import logging
 from matplotlib.figure import Figure
 
 from svda_jax import UserError, command_line, local_path
@@ -109,7 +107,7 @@ def evaluate_split(run, split=""):
     if split:
         with dataset.unlocked():
             dataset.eval_split, dataset.holdout = split, 0.0
-    mesh = parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1])
+    mesh = parallel.create_mesh([parallel.local_device()])
     data = datasets.load(dataset, "eval", batch_size=_BATCH, mesh=mesh)
     logits, labels, _ = predict(run.model, data)
     if not len(labels):
@@ -127,7 +125,7 @@ def evaluate_folder(run, folder):
     folder, left_out = local_path(folder), collections.defaultdict(list)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    names = run.class_names or tuple(map(str, range(run.config.dataset.num_classes)))
+    names = run.names
     found = dict(sorted(find_classes([folder], left_out).items()))
     logits, labels = [], []
     for name, below in zip(found, name_classes(folder, list(found)), strict=True):
@@ -168,7 +166,6 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.split and args.folder:
         parser.error(f"--split={args.split} and {args.folder}: give one of them")
-    logging.set_verbosity(logging.ERROR)
     quiet_orbax()
     run, left_out = runs.load(args.workdir), {}
     if args.folder:

@@ -18,7 +18,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 from matplotlib.figure import Figure
 
@@ -143,7 +142,6 @@ def main(argv=None):
     parser.add_argument("--explain", action="store_true", help="draw where it looked")
     parser.add_argument("--out", default="explained", help="folder of the pictures")
     args = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)
     quiet_orbax()
     if args.top < 1:
         raise UserError(f"--top={args.top} must be positive")
@@ -189,7 +187,7 @@ def _say(run, files, args, out):
 def _explain(run, file, image, best, out):
     """Writes the picture of a file; its path."""
     name, share = best
-    label = run.class_names.index(name) if run.class_names else int(name)
+    label = run.names.index(name)
     graphdef, params = nnx.split(run.model, nnx.Param)
     params = nnx.to_pure_dict(params)
     _, maps, rollout = jax.device_get(look(params, image[None], graphdef=graphdef))

@@ -221,7 +221,7 @@ def _look_at_images(workdir, config):
             config.dataset,
             "eval",
             batch_size=_BATCH,
-            mesh=parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1]),
+            mesh=parallel.create_mesh([parallel.local_device()]),
             obtain=False,
         )
         logits, labels, places = predict(run.model, data)

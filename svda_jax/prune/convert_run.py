@@ -1,11 +1,9 @@
 """Converting a run: the SVDA run that comes of one with softmax attention."""
 
 import copy
-import shlex
 import sys
 
 import jax
-from absl import logging
 
 from svda_jax import UserError, command_line, local_path
 from svda_jax.prune import convert as converting
@@ -17,9 +15,9 @@ from svda_jax.train.derive import (
     check_new,
     evaluate,
     finetune,
+    go_on_from,
     load_data,
     name_finetuned,
-    name_out,
     write_run,
 )
 
@@ -129,16 +127,13 @@ def main(argv=None):
     )
     parser.add_argument("--finetune_epochs", type=int, default=0)
     args = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)
     quiet_orbax()
     options = vars(args)  # of `convert_run` too
     workdir, out = options.pop("workdir"), options.pop("out")
     try:
-        out = out or name_out(local_path(workdir), "converted")
+        out = out or runs.name_out(local_path(workdir), "converted")
         text = convert_run(workdir, out, **options)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     print(f"\n{text}\nThe SVDA model is the run {out}. Train it further with")
-    options = ["python", "-m", "svda_jax.main", f"--config={out}/config.json"]
-    options += [f"--config.init_from={out}", "--config.num_epochs=10"]
-    print("  " + shlex.join([*options, f"--workdir={out}-finetuned"]))
+    print("  " + go_on_from(out))

@@ -124,7 +124,7 @@ def _sum_movement(params, forms, images, mask, *, graphdef):
     _, traces = nnx.merge(graphdef, params)(images)
     sums = []
     for trace, form in zip(traces, forms, strict=True):
-        query, key = _vectors(trace)
+        query, key = vectors(trace)
         moved = _mean_square(_multiply(_turn(query, form), key))  # [B, H]
         sums.append(_sum_images(moved, mask))
     return sums
@@ -154,7 +154,7 @@ def _sum_apart(params, other, images, mask, *, graphdef):
     _, others = other(images)
     sums = []
     for pair in zip(traces, others, strict=True):
-        one, two = map(_scores, pair)
+        one, two = map(scores, pair)
         apart = jnp.abs(jax.nn.softmax(one) - jax.nn.softmax(two))
         distance = jnp.mean(jnp.sum(apart, axis=-1), axis=-1) / 2
         found = (_mean_square(one - two), _mean_square(one), distance)  # [B, H] each
@@ -166,8 +166,15 @@ def _float32(trace):
     return trace.query.astype(jnp.float32), trace.key.astype(jnp.float32)
 
 
-def _vectors(trace):
-    """Queries, and keys centred within their image, as scores see them."""
+def vectors(trace):
+    """Queries, and keys centred within their image, as scores see them.
+
+    Args:
+      trace: a `Trace`.
+
+    Returns:
+      Two `[B, N, H, K]` float32, of unit length before that with sigma.
+    """
     query, key = _float32(trace)
     if trace.sigma is not None:
         query, key = normalize(query), normalize(key)
@@ -178,9 +185,10 @@ def _centre(key):
     return key - jnp.mean(key, axis=1, keepdims=True)
 
 
-def _scores(trace):
-    """`[B, H, N, N]`, each row's mean left out."""
-    query, key = _vectors(trace)
+def scores(trace):
+    """The scores of a `Trace` in logits, `[B, H, N, N]` float32, each row's mean left
+    out, which its softmax does not see."""
+    query, key = vectors(trace)
     return _multiply(query * diagonal(query, trace.sigma, trace.scale), key)
 
 

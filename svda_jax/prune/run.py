@@ -2,12 +2,10 @@
 
 import copy
 import json
-import shlex
 import sys
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from flax import nnx
 
 from svda_jax import UserError, command_line, local_path
@@ -24,9 +22,9 @@ from svda_jax.train.derive import (
     check_new,
     evaluate,
     finetune,
+    go_on_from,
     load_data,
     name_finetuned,
-    name_out,
     write_run,
 )
 
@@ -194,7 +192,6 @@ def main(argv=None):
     parser.add_argument("--out", help="folder of the new run")
     parser.add_argument("--finetune_epochs", type=int, default=0)
     args = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)
     quiet_orbax()
     options = vars(args)  # of `prune_run` too
     workdir, out = options.pop("workdir"), options.pop("out")
@@ -204,11 +201,9 @@ def main(argv=None):
     try:
         workdir = local_path(workdir)
         rule = f"{name}-{value:g}".removeprefix("rho-")
-        out = out or name_out(workdir, f"pruned-{rule}")
+        out = out or runs.name_out(workdir, f"pruned-{rule}")
         text = prune_run(workdir, out, **options)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     print(f"\n{text}\nThe shrunk model is the run {out}. Train it further with")
-    options = ["python", "-m", "svda_jax.main", f"--config={out}/config.json"]
-    options += [f"--config.init_from={out}", "--config.num_epochs=10"]
-    print("  " + shlex.join([*options, f"--workdir={out}-finetuned"]))
+    print("  " + go_on_from(out))

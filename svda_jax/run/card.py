@@ -46,7 +46,7 @@ def summarize(run, name):
     return {
         "name": name,
         "step": run.step,
-        "classes": list(run.class_names or map(str, range(dataset.num_classes))),
+        "classes": list(run.names),
         "preprocessing": {
             "image_size": dataset.image_size,
             "channels": dataset.channels,

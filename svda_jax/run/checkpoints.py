@@ -137,9 +137,7 @@ class Checkpoints:
         Raises:
           Exception: of any kind; it is damaged.
         """
-        device = jax.sharding.SingleDeviceSharding(
-            parallel.find_devices(jax.local_devices)[0]
-        )
+        device = jax.sharding.SingleDeviceSharding(parallel.local_device())
         restore_args = jax.tree.map(
             lambda _: ocp.ArrayRestoreArgs(sharding=device),
             self._manager.item_metadata(step).state,

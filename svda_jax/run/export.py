@@ -30,7 +30,6 @@ import warnings
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 from flax import nnx
 
 from svda_jax import UserError, command_line, local_path
@@ -204,10 +203,7 @@ def main(argv=None):
     parser.add_argument("--out", help="the folder that is written")
     parser.add_argument("--attention", action="store_true", help="give attention too")
     args = parser.parse_args(argv)
-    logging.set_verbosity(logging.ERROR)
     quiet_orbax()
-    workdir = local_path(args.workdir)
-    named = workdir if workdir.name.strip(".") else workdir.resolve()
-    out = args.out or named.with_name(f"{named.name}-{args.format}")
-    export_run(workdir, out, format=args.format, attention=args.attention)
+    out = args.out or runs.name_out(local_path(args.workdir), args.format)
+    export_run(args.workdir, out, format=args.format, attention=args.attention)
     print(f"{out} has the model; {pathlib.Path(out, 'README.md')} says how to load it")

@@ -75,6 +75,12 @@ class Run:
     history: xr.Dataset
     class_names: tuple[str, ...] = ()
 
+    @property
+    def names(self):
+        """What each label is called: a number where the run did not keep it."""
+        numbers = map(str, range(self.config.dataset.num_classes))
+        return self.class_names or tuple(numbers)
+
     def predict(self, files):
         """What the model says of a file that `predict.read_images` reads, or several.
 
@@ -88,12 +94,17 @@ class Run:
     def classify(self, images):
         """The same of images, `[n, S, S, channels]`, 0 to 255: a list."""
         rows = np.asarray(jax.nn.softmax(predict_images(self.model, images)))
-        names = self.class_names or tuple(map(str, range(rows.shape[1])))
-        order = np.argsort(-rows, axis=-1, kind="stable")
+        order, names = np.argsort(-rows, axis=-1, kind="stable"), self.names
         return [
             {names[label]: float(row[label]) for label in labels}
             for row, labels in zip(rows, order, strict=True)
         ]
+
+
+def name_out(workdir, ending):
+    """`<workdir>-<ending>`, beside the run's folder."""
+    named = workdir if workdir.name.strip(".") else workdir.resolve()
+    return named.parent / f"{named.name}-{ending}"
 
 
 def config_path(workdir):
@@ -140,9 +151,7 @@ def load_model(workdir):
     model_config = dataclasses.replace(vit_config(config), scan=False, remat="none")
     graphdef = create_graphdef(model_config)
     with Checkpoints(checkpoints_path(workdir)) as checkpoints:
-        device = jax.sharding.SingleDeviceSharding(
-            parallel.find_devices(jax.local_devices)[0]
-        )
+        device = jax.sharding.SingleDeviceSharding(parallel.local_device())
         params = abstract_params(model_config)
         name = "ema" if config.ema_decay else "params"
         step, restored = checkpoints.restore_newest(

@@ -34,7 +34,7 @@ def main(argv=None):
             if not (path / str(step)).exists():
                 continue  # the run, which goes on, has newer ones
             size = checkpoints.size(step)
-            found.append({"step": step, "bytes": size, "damage": damage or None})
+            found.append({"step": step, "bytes": size, "damage": damage})
             verdict = f"damaged: {damage}" if damage else "good"
             say(f"step {step:>9,}  {size / 1e6:9.2f} MB  {verdict}")
         aside = [one.name for one in sorted(path.glob("*.damaged*"))]

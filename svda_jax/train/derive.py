@@ -6,8 +6,8 @@ How the model changes is not known here.
 import copy
 import dataclasses
 import functools
+import shlex
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -20,12 +20,6 @@ from svda_jax.run.events import EventWriter
 from svda_jax.run.history import History
 from svda_jax.train.compiled import create_evaluate, create_keys, create_training
 from svda_jax.train.loop import train_and_evaluate
-
-
-def name_out(workdir, ending):
-    """`<workdir>-<ending>`, beside the run's folder."""
-    named = workdir if workdir.name.strip(".") else workdir.resolve()
-    return named.parent / f"{named.name}-{ending}"
 
 
 def name_finetuned(out):
@@ -53,7 +47,7 @@ def check_new(out, *, finetune_epochs):
 
 def load_data(config):
     """The mesh of one device, and the training and the evaluation split on it."""
-    mesh = parallel.create_mesh(parallel.find_devices(jax.local_devices)[:1])
+    mesh = parallel.create_mesh([parallel.local_device()])
     training, data = (
         datasets.load(config.dataset, kind, batch_size=config.batch_size, mesh=mesh)
         for kind in ("train", "eval")
@@ -111,6 +105,13 @@ def write_run(run, config, model, values, out, mesh):
         events.write(run.step, values)
     with Checkpoints(runs.checkpoints_path(out)) as checkpoints:
         checkpoints.save(run.step, vars(state))
+
+
+def go_on_from(out):
+    """The command that trains the run in out further, as a person can change it."""
+    line = ["python", "-m", "svda_jax.main", f"--config={out}/config.json"]
+    line += [f"--config.init_from={out}", "--config.num_epochs=10"]
+    return shlex.join([*line, f"--workdir={out}-finetuned"])
 
 
 def finetune(workdir, out, *, epochs):
