@@ -35,6 +35,7 @@ from svda_jax.data.datasets import open_builder
 from svda_jax.data.in_memory import Examples, InMemory
 from svda_jax.data.splits import Split
 from svda_jax.devices import parallel
+from svda_jax.models.ops import tpu_kernels
 from svda_jax.models.vit import ViTConfig
 
 # Files whose tests take longest, first, so that both processes end at one time.
@@ -149,6 +150,13 @@ def interpreted(monkeypatch):
     """There is no TPU; without one Pallas computes what a kernel says."""
     call = functools.partial(pl.pallas_call, interpret=True)
     monkeypatch.setattr(pl, "pallas_call", call)
+    dot = tpu_kernels._dot
+
+    def exact(a, b, axes):
+        # Of bfloat16 into float32 not every XLA for CPUs has it; these are its numbers.
+        return dot(*(x.astype(jax.numpy.float32) for x in (a, b)), axes)
+
+    monkeypatch.setattr(tpu_kernels, "_dot", exact)
 
 
 @pytest.fixture(params=OPS)
