@@ -243,6 +243,15 @@ def test_atlas_of_a_run_and_what_is_refused(make_config, tmp_path, capsys):
     assert "<title>Atlas of run</title>" in (workdir / "atlas.html").read_text()
     with pytest.raises(UserError, match="its folder does not exist"):
         write_atlas(workdir, out=tmp_path / "nowhere/atlas.html")
+    history = (workdir / "history.nc").read_bytes()
+    for name, said in {
+        "history.html": "history.nc exists; give another --out or remove it",
+        "page.nc": "must end in .html",
+        ".": "must end in .html",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            write_atlas(workdir, out=workdir / name)
+    assert (workdir / "history.nc").read_bytes() == history
     for option in ("--directions=0", "--images=-1", "--removed=0"):
         with pytest.raises(UserError, match=f"^{option} must be positive"):
             main(["--workdir", str(workdir), option])

@@ -5,6 +5,7 @@ import pytest
 import reference
 from flax import nnx
 
+from svda_jax import UserError
 from svda_jax.models.vit import ViT
 from svda_jax.prune import measure
 
@@ -32,6 +33,19 @@ def second_moment(x):
     for b, i, h in np.ndindex(x.shape[:3]):
         out[h] += np.outer(x[b, i, h], x[b, i, h]) / (len(x) * x.shape[1])
     return out
+
+
+@pytest.mark.parametrize("name", ["head/bias", "blocks/1/attention/relative_sigma"])
+def test_numbers_that_are_not_finite_are_named(make_model_config, data, name):
+    graphdef, params = nnx.split(ViT(make_model_config(), rngs=nnx.Rngs(0)), nnx.Param)
+    params = nnx.to_pure_dict(params)
+    *parents, leaf = (int(x) if x.isdigit() else x for x in name.split("/"))
+    there = params
+    for parent in parents:
+        there = there[parent]
+    there[leaf] = there[leaf] * np.nan
+    with pytest.raises(UserError, match=f"numbers in {name} that are not finite"):
+        measure.measure_moments(nnx.merge(graphdef, params), data)
 
 
 # A whole batch is the least that is measured.

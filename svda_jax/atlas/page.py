@@ -33,8 +33,9 @@ def write_atlas(
 
     Args:
       workdir: of the run.
-      out: path of the page; None is atlas.html in workdir. The numbers of
-        `measure.VARIABLES` go beside it, as an xarray data set with the suffix .nc.
+      out: path of the page, which ends in .html and must not exist; None is atlas.html
+        in workdir, made anew. The numbers of `measure.VARIABLES` go beside it, as an
+        xarray data set with the suffix .nc.
       num_directions: shown of each head.
       num_images: of the evaluation split that are looked through.
       num_removed: of these, that each direction is taken away for.
@@ -43,14 +44,21 @@ def write_atlas(
       The path of the page.
 
     Raises:
-      UserError: workdir holds no run with a checkpoint, its data set is not here, or
-        the page cannot be written.
+      UserError: workdir holds no run with a checkpoint, its data set is not here, its
+        model has numbers that are not finite, or the page cannot be written.
     """
     workdir = local_path(workdir)
-    out = local_path(out) if out else workdir / "atlas.html"
+    if out:
+        out = local_path(out)
+        if out.suffix != ".html":
+            raise UserError(f"--out={out} must end in .html; the numbers go beside it")
+        for path in (out, out.with_suffix(".nc")):
+            if path.exists():
+                raise UserError(f"{path} exists; give another --out or remove it")
+        if not out.parent.is_dir():
+            raise UserError(f"cannot write {out}: its folder does not exist")
+    out = out or workdir / "atlas.html"
     run = runs.load(workdir)
-    if not out.parent.is_dir():
-        raise UserError(f"cannot write {out}: its folder does not exist")
     mesh = parallel.create_mesh([parallel.local_device()])
     data = datasets.load(
         run.config.dataset, "eval", batch_size=_BATCH, mesh=mesh, obtain=False

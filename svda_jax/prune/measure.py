@@ -30,11 +30,16 @@ def measure_moments(model, data):
       before they are normalised.
 
     Raises:
-      UserError: queries or keys are not finite.
+      UserError: parameters, or queries or keys, are not finite.
     """
     totals = _add_up(_sum_moments, model, data)
     if not all(np.isfinite(total).all() for total in jax.tree.leaves(totals)):
         raise UserError("the model has queries or keys that are not finite")
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"the model has numbers in {name} that are not finite")
     return tuple(zip(*totals, strict=True))
 
 

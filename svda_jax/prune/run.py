@@ -30,6 +30,7 @@ from svda_jax.train.derive import (
 
 RULES = ("rho", "rank", "bound")  # of which one says how much goes
 DEFAULT_RHO = 0.99
+_BOUND = "logits that scores may move by, were queries and keys independent"
 
 
 def prune_run(
@@ -142,7 +143,7 @@ def _check_rule(basis, rho, rank, bound, pooled):
             "--basis=score does",
         ),
     )
-    (said,) = (f"--{name}={value:g}" for name, value in given.items())
+    (said,) = (f"--{name}={value}" for name, value in given.items())
     return f"{said} --basis={basis}" + " --pooled" * pooled
 
 
@@ -181,7 +182,7 @@ def main(argv=None):
     rho = f"share kept of the energy; {DEFAULT_RHO} where no rule is given"
     parser.add_argument("--rho", type=float, help=rho)
     parser.add_argument("--rank", type=int, help="directions kept of a head")
-    parser.add_argument("--bound", type=float, help="logits that scores may move by")
+    parser.add_argument("--bound", type=float, help=_BOUND)
     parser.add_argument(
         "--pooled", action="store_true", help="one budget for all heads together"
     )
@@ -200,7 +201,7 @@ def main(argv=None):
     name, value = next((n, options[n]) for n in RULES if options[n] is not None)
     try:
         workdir = local_path(workdir)
-        rule = f"{name}-{value:g}".removeprefix("rho-")
+        rule = f"{name}-{value}".removeprefix("rho-")
         out = out or runs.name_out(workdir, f"pruned-{rule}")
         text = prune_run(workdir, out, **options)
     except (UserError, FloatingPointError) as error:
