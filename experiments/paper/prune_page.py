@@ -58,6 +58,7 @@ def _head(comparison, studies, command):
         f"split. Before: {said}. Effective rank of the score over the training "
         f"images: {by_data}. Differences in accuracy (percentage points) are to the "
         "same seed before, mean with 95 % confidence interval (Student's t). "
+        "Every other ± is one standard deviation over seeds. "
         "`numbers.json` has every number, `pruned_*.md` what `python -m svda_jax "
         "prune` says of seed 0, with measured times.",
         "",
