@@ -322,12 +322,10 @@ def test_einsums_that_svda_would_not_use_are_refused(x):
         layer.init(jax.random.key(0), x)
 
 
-def test_the_blocks_of_the_readme_run():
+def test_the_blocks_of_the_page_run():
     root = pathlib.Path(__file__).parent.parent
-    section = (root / "README.md").read_text().partition("## In your own model")[2]
-    blocks = re.findall(
-        r"```python\n(.*?)```", section.partition("\n## ")[0], re.DOTALL
-    )
+    page = (root / "docs" / "own_model.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(blocks) == 2
     names = {}
     for block in blocks:
