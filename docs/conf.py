@@ -1,6 +1,6 @@
 """The site: python -m sphinx -b html -c docs . docs/_build
 
-Its source is the repository's root, so that a page's links lead to the same files in both.
+Its source is the repository's root: links of a page lead to the same files in both.
 """
 
 import pathlib
@@ -25,6 +25,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["toc.not_included"]  # tables of results: their pages link to them
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
+highlight_language = "none"  # of equations; code says its own
 html_theme = "furo"
 html_title = "svda-jax"
 html_copy_source = False
