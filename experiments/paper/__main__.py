@@ -25,6 +25,7 @@ from experiments.benchmarks.table import describe_machine
 from experiments.paper import figures as paper_figures
 from experiments.paper.comparison import (
     ATTENTIONS,
+    adjusted_p,
     configure,
     create_parser,
     mean_and_interval,
@@ -163,7 +164,8 @@ def _head(comparison, command):
         "",
         f"Mean and standard deviation over seeds 0 to {seeds - 1}, of the last "
         "evaluation of each run; differences are paired by seed, with their 95 % "
-        "confidence interval (Student's t). Indicators are means over layers and "
+        "confidence interval (Student's t) and the p of a paired t test, adjusted "
+        "for all that the table compares (Holm). Indicators are means over layers and "
         "heads. Those of a spectrum are of the score's own, over the evaluation "
         "split, which is one quantity for both attentions; of sigma, as the paper "
         "has them, they stand below for SVDA alone. Seconds are of training alone, "
@@ -212,19 +214,25 @@ def _tables(comparison):
         f"{INDICATORS[name].label} of sigma": _last(name) for name in of_spectrum()
     }
     of_sigma["retained rank of sigma"] = lambda h: h["retained_rank"][-1].mean()
-    lines = ["| | softmax | SVDA | SVDA - softmax |", "|---|---|---|---|"]
+    lines = ["| | softmax | SVDA | SVDA - softmax | p |", "|---|---|---|---|---|"]
     softmax, svda = (_count_parameters(comparison, v) for v in ATTENTIONS)
-    lines.append(f"| parameters | {softmax:,} | {svda:,} | {svda - softmax:,} |")
-    for name, read in quantities.items():
-        values = [comparison.values(variant, read) for variant in ATTENTIONS]
-        cells = [mean_and_spread(one) for one in values]
-        difference = mean_and_interval(values[1] - values[0])
-        lines.append(f"| {name} | {' | '.join(cells)} | {difference} |")
+    lines.append(f"| parameters | {softmax:,} | {svda:,} | {svda - softmax:,} | |")
+    values = {
+        name: [comparison.values(variant, read) for variant in ATTENTIONS]
+        for name, read in quantities.items()
+    }
+    differences = [svda - softmax for softmax, svda in values.values()]
+    for (name, both), difference, p in zip(
+        values.items(), differences, adjusted_p(differences), strict=True
+    ):
+        cells = [*map(mean_and_spread, both), mean_and_interval(difference)]
+        cells.append(f"{p:.2g}" if np.isfinite(p) else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     for name, read in of_sigma.items():
         lines.append(
-            f"| {name} | | {mean_and_spread(comparison.values('svda', read))} | |"
+            f"| {name} | | {mean_and_spread(comparison.values('svda', read))} | | |"
         )
-    lines.append(f"| time of a step over softmax's | 1 | {comparison.overhead} | |")
+    lines.append(f"| time of a step over softmax's | 1 | {comparison.overhead} | | |")
     variants = list(comparison.workdirs)
     lines += ["", "Accuracy of every run:", "", f"| seed | {' | '.join(variants)} |"]
     lines.append("|---" * (1 + len(variants)) + "|")

@@ -266,3 +266,31 @@ def mean_and_interval(values, decimals=3):
         return text
     half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
     return f"{text} ± {half:,.{decimals}f}"
+
+
+def adjusted_p(differences):
+    """How likely such differences are where there are none, many looked at at once.
+
+    Paired t tests against a mean of 0, adjusted by Holm's step-down procedure: where
+    all with p <= alpha are called different, any is so wrongly with probability alpha
+    at most.
+
+    Args:
+      differences: `[seeds]` of each quantity, NaN where a run failed.
+
+    Returns:
+      p of each quantity, 0 to 1; NaN where fewer than two seeds are there, or nothing
+      differs.
+
+    Source: Holm 1979.
+    """
+    p = np.full(len(differences), np.nan)
+    for i, one in enumerate(differences):
+        one = one[np.isfinite(one)]
+        if len(one) > 1 and one.any():
+            t = abs(one.mean()) / max(scipy.stats.sem(one), 1e-30)
+            p[i] = 2 * scipy.stats.t.sf(t, len(one) - 1)
+    order = np.argsort(p)  # NaN last
+    tests = np.isfinite(p).sum() - np.arange(len(p))
+    p[order] = np.minimum(1, np.maximum.accumulate(p[order] * tests))
+    return p
