@@ -4,6 +4,7 @@ What a run does with them is in `svda_jax.run.mirror`.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -91,7 +92,11 @@ class Bucket:
     def upload(self, path, name):
         """Copies a file, which does not change meanwhile, to an object."""
         size = path.stat().st_size
-        self._call(self._fs.put_file, str(path), self._path(name), size=size)
+        try:
+            self._call(self._fs.put_file, str(path), self._path(name), size=size)
+        except UserError:
+            path.stat()  # FileNotFoundError, if that is why
+            raise
 
     def remove(self, name):
         """Removes an object, if it is there."""
@@ -118,7 +123,7 @@ class Bucket:
         if result:
             return result[0]
         raised = error[0] if error else TimeoutError(f"no answer in {seconds:.0f} s")
-        if isinstance(raised, FileExistsError):
+        if isinstance(raised, FileExistsError) or _is_of_disk(raised):
             raise raised
         if isinstance(raised, FileNotFoundError) and missing:
             raise raised
@@ -137,6 +142,12 @@ class Bucket:
         if isinstance(error, FileNotFoundError) or status == "404":
             return f"there is no bucket {bucket}, or no right to see it: {said}"
         return f"the bucket cannot be reached: {said}"
+
+
+def _is_of_disk(error):
+    """Whether what failed is this machine's disk."""
+    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
+    return isinstance(error, OSError) and error.errno in full
 
 
 def copy_path(address, use):
@@ -171,7 +182,12 @@ def alone(folder, *, wait):
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError:
+            pass  # a file system without locks
         yield
 
 

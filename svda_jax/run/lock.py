@@ -5,8 +5,9 @@ creates the next number trains. It holds a sign of life that is renewed every `B
 seconds. One that stands still for `PATIENCE` seconds, by the clock of who waits, is of
 a process that was killed, and the next number may be taken; at once by the machine
 whose folder knows that its process has ended. Who finds another number than its own
-sends nothing more and ends. What is not excluded: a process that was cut off for longer
-than `PATIENCE` and then returns may finish sending one file.
+sends nothing more and ends; who could not look for half of `PATIENCE` looks before it
+sends anything. What is not excluded: a process that stands still for longer than that
+while it sends a file, and then goes on, may finish this file.
 """
 
 import json
@@ -28,14 +29,15 @@ class Lock:
       bucket: the run's `Bucket`.
 
     Attributes:
-      taken_by: the host that has taken the run over from this process, or None.
+      lost: the error of a process whose run another has taken over, or None.
     """
 
     def __init__(self, bucket):
-        self.taken_by = None
+        self.lost = None
         self._bucket = bucket
         self._host = socket.gethostname()
         self._sign = {}
+        self._looked = 0  # when it was known to be ours
         self._number, self._holder = newest(bucket)
 
     def wait(self, owner):
@@ -79,6 +81,7 @@ class Lock:
         before = self._number
         self._number += 1
         self._sign = {"owner": owner, "host": self._host, "process": os.getpid()}
+        self._looked = time.time()
         created = self._bucket.create(self._name(), self._text(alive=True))
         if not created or max(_numbers(self._bucket), default=0) != self._number:
             if created:
@@ -90,15 +93,26 @@ class Lock:
 
     def renew(self):
         """Gives a sign of life; or finds that another has taken the run over."""
+        now = time.time()
         number, holder = newest(self._bucket)
         if number == self._number:
             self._bucket.write(self._name(), self._text(alive=True))
+            self._looked = now
+        elif number:
+            self.lost = self.refused(holder.get("host"))
         else:
-            self.taken_by = holder.get("host", "its lock is gone")
+            self.lost = UserError(f"{self._bucket.address}: the run was removed")
+
+    def check(self):
+        """Looks again if the last time is long ago; raises UserError if it is lost."""
+        if time.time() - self._looked > PATIENCE / 2:
+            self.renew()
+        if self.lost:
+            raise self.lost
 
     def release(self, *, begun):
         """Lets others train; where nothing was begun, nothing stays."""
-        if self.taken_by:
+        if self.lost:
             return
         if begun:
             self._bucket.write(self._name(), self._text(alive=False))

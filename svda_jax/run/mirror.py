@@ -20,18 +20,21 @@ from svda_jax.run import lock
 
 # What is taken back from a bucket, which may hold files of others.
 _OF_RUN = re.compile(
-    r"(config|classes|pruning)\.json|history\.nc|prune\.md|events\.out\.[^/]+|"
+    r"(config|classes|pruning)\.json|history\.nc|(prune|convert)\.md|"
+    r"events\.out\.[^/]+|"
     r"checkpoints/(?P<step>\d+)/.+|checkpoints/\d+\.damaged\d*/.+"
 )
 _LAST = "_CHECKPOINT_METADATA"  # Orbax's, in a checkpoint's folder
+_LISTED = re.compile(rf"(.*/)?(config\.json|history\.nc|{_LAST})")
 
 
 @contextlib.contextmanager
-def reading(workdir):
+def reading(workdir, *, listed=False):
     """The folder to read a run from: workdir, or a copy of what is in the bucket.
 
     Args:
       workdir: the run's folder or address.
+      listed: workdir is one of runs, of which only what tells how they ended is read.
 
     Yields:
       The local folder. A `UserError` raised meanwhile speaks of workdir.
@@ -47,10 +50,11 @@ def reading(workdir):
     folder = copy_path(workdir, "runs")
     owner = _owner(folder)
     if owner is None or lock.newest(bucket)[1].get("owner") != owner:
-        folder = copy_path(workdir, "read")
+        folder = copy_path(workdir, "listed" if listed else "read")
+        select = _listed if listed else _whole
         with alone(folder, wait=True):
             for _ in range(9):  # the run, which goes on, removes checkpoints
-                if fetch(bucket, folder, _whole(bucket.list())):
+                if fetch(bucket, folder, select(bucket.list())):
                     break
     with named(folder, workdir):
         yield folder
@@ -65,24 +69,9 @@ def named(folder, workdir):
         raise UserError(str(error).replace(str(folder), str(workdir))) from None
 
 
-def exists(workdir):
-    """Whether there is something at a workdir."""
-    if not is_address(workdir):
-        return workdir.exists()
-    return bool(_whole(Bucket(workdir).list()))
-
-
-def publish(workdir, name, data):
-    """Writes a file beside a run, in its folder or bucket; returns where it is."""
-    path = workdir / name
-    if is_address(workdir):
-        Bucket(workdir).write(name, data)
-        return path
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    return path
+def exists(path):
+    """Whether there is something at a path or an address."""
+    return bool(Bucket(path).list()) if is_address(path) else path.exists()
 
 
 class Mirror:
@@ -107,7 +96,6 @@ class Mirror:
         self.folder = workdir
         self._stack = contextlib.ExitStack()
         self._sends = is_address(workdir) and processes.is_primary()
-        self._silent = False  # the bucket could not be reached the last time
         self._sent = {}
 
     def __enter__(self):
@@ -143,38 +131,41 @@ class Mirror:
             if name.startswith("checkpoints/") and found.get(name, [-1])[0] == stamp[0]
         }
         self._ending = threading.Event()
+        self._send()  # what a process that was killed did not, for others to read
         self._threads = [
-            threading.Thread(target=self._repeat, args=[what], daemon=True)
-            for what in (self._renew, self._send)
+            threading.Thread(target=target, daemon=True)
+            for target in (self._keep_lock, self._keep_sending)
         ]
         for thread in self._threads:
             thread.start()
 
     def __exit__(self, kind, *exc_info):
-        failed = None
-        if self._sends:
-            self._ending.set()
-            for thread in self._threads:
-                thread.join()
-            try:
-                self._renew()
-                self.check()
-                self._send()
-            except UserError as error:
-                failed = UserError(
-                    f"{error}; the run is kept in {self.folder}, and the same line "
-                    "sends it and goes on"
-                )
-        self._stack.close()
+        with self._stack:
+            failed = self._end() if self._sends else None
         if failed and kind is None:
             raise failed
         if failed:
             print(failed, file=sys.stderr)
 
+    def _end(self):
+        """Sends the rest; returns None, or why it cannot."""
+        self._ending.set()
+        for thread in self._threads:
+            thread.join()
+        try:
+            self._lock.renew()
+            self._send()
+        except UserError as error:
+            return UserError(
+                f"{error}; the run is kept in {self.folder}, and the same line sends "
+                "it and goes on"
+            )
+        return None
+
     def check(self):
         """Raises UserError if another process has taken the run over."""
-        if self._sends and self._lock.taken_by:
-            raise self._lock.refused(self._lock.taken_by)
+        if self._sends and self._lock.lost:
+            raise self._lock.lost
 
     def _begin_folder(self):
         """Makes an empty folder; what the bucket lacks of an old one is kept aside."""
@@ -194,16 +185,32 @@ class Mirror:
         with contextlib.suppress(UserError):
             self._lock.release(begun=(self.folder / "config.json").exists())
 
-    def _renew(self):
-        self._lock.renew()
-        if self._lock.taken_by:
-            self._ending.set()
+    def _keep_lock(self):
+        while not self._ending.wait(lock.BEAT) and not self._lock.lost:
+            with contextlib.suppress(UserError):  # sending says it
+                self._lock.renew()
+
+    def _keep_sending(self):
+        said = False
+        while not self._ending.wait(lock.BEAT) and not self._lock.lost:
+            try:
+                self._send()
+                said = False
+            except UserError as error:
+                if not said:
+                    print(
+                        f"{error}; the run goes on in {self.folder}, and is sent when "
+                        "the bucket is there again",
+                        file=sys.stderr,
+                    )
+                said = True
 
     def _send(self):
         """Sends what has changed since the last time."""
         found = self._scan()
         changed = [name for name in found if found[name] != self._sent.get(name)]
         for name in sorted(changed, key=_is_last):
+            self._lock.check()
             path = self.folder / name
             with contextlib.suppress(FileNotFoundError):  # a checkpoint goes meanwhile
                 if name.startswith("checkpoints/"):
@@ -213,23 +220,9 @@ class Mirror:
                 self._sent[name] = found[name]
         gone = self._sent.keys() - found.keys()
         for name in sorted(gone, key=_is_last, reverse=True):
+            self._lock.check()
             self._bucket.remove(name)
             del self._sent[name]
-
-    def _repeat(self, what):
-        while not self._ending.wait(lock.BEAT):
-            try:
-                what()
-            except UserError as error:
-                if not self._silent:
-                    print(
-                        f"{error}; the run goes on in {self.folder}, and is sent when "
-                        "the bucket is there again",
-                        file=sys.stderr,
-                    )
-                self._silent = True
-            else:
-                self._silent = False
 
     def _scan(self):
         """Size and time of each file that is sent, by name."""
@@ -273,3 +266,7 @@ def _whole(found):
         ):
             whole[name] = found[name]
     return whole
+
+
+def _listed(found):
+    return {name: found[name] for name in found if _LISTED.fullmatch(name)}
