@@ -2,7 +2,9 @@
 
 import time
 
+import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 CALLS = ("find", "cat_file", "pipe_file", "get_file", "put_file", "rm_file")
 
@@ -38,3 +40,12 @@ def _faulty(name):
 
 for name in CALLS:
     setattr(FakeBucket, name, _faulty(name))
+
+
+@pytest.fixture
+def fake_bucket(monkeypatch, tmp_path):
+    """Addresses gs:// lie in a `FakeBucket`; their copies are this test's."""
+    monkeypatch.setattr(FakeBucket, "store", {})
+    monkeypatch.setitem(_registry, "gs", FakeBucket)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    return FakeBucket

@@ -23,9 +23,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import jax
 import numpy as np
 import pytest
-from buckets import FakeBucket
+from buckets import fake_bucket  # noqa: F401
 from folders import write_images
-from fsspec.registry import _registry
 from jax.experimental import pallas as pl
 from machines import OPS
 from ml_collections import config_dict
@@ -262,15 +261,6 @@ def data_dir(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("tfds"))
     open_builder("digits", path)
     return path
-
-
-@pytest.fixture
-def fake_bucket(monkeypatch, tmp_path):
-    """Addresses gs:// lie in a `FakeBucket`; their copies are this test's."""
-    monkeypatch.setattr(FakeBucket, "store", {})
-    monkeypatch.setitem(_registry, "gs", FakeBucket)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    return FakeBucket
 
 
 @pytest.fixture
