@@ -43,14 +43,14 @@ class Checkpoints:
             raise UserError(f"{path}: a path with \\ or not in UTF-8 cannot be used")
         self._manager = None
         self._together = together
-        alone = {jax.process_index()}
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep_last,
             keep_period=keep_every_steps or None,
-            multiprocessing_options=ocp.options.MultiprocessingOptions(
-                primary_host=0 if together else jax.process_index(),
-                active_processes=None if together else alone,
-            ),
+            create=False,  # which Orbax cannot for a process alone
+            **({} if together else {"multiprocessing_options": alone}),
         )
         if self.path.exists():
             self._open()
@@ -86,6 +86,7 @@ class Checkpoints:
                 return
         try:
             if not self._manager:
+                self.path.mkdir(parents=True, exist_ok=True)
                 self._open()
             self._manager.wait_until_finished()
             if not self.path.exists():  # which Orbax would make again
