@@ -23,7 +23,7 @@ import runpy
 from ml_collections import ConfigDict, FieldReference
 
 from svda_jax import UserError, is_address, local_path, place
-from svda_jax.options import FILES, KINDS, OPTIONS, PLACES, REQUIRED, TYPES
+from svda_jax.options import IN_BUCKETS, KINDS, OPTIONS, PATHS, REQUIRED, TYPES
 
 # Inside the package where it is installed, beside it in the repository.
 RECIPES = pathlib.Path(__file__).with_name("configs")
@@ -225,6 +225,6 @@ def _typed(key, value):
         )
     if not right:
         raise UserError(f"{key}={value!r} {KINDS[kind]}")
-    if not value or key not in (*PLACES, *FILES):
+    if not value or key not in PATHS:
         return value
-    return str((place if key in PLACES else local_path)(value))
+    return str((place if key in IN_BUCKETS else local_path)(value))

@@ -164,6 +164,6 @@ TYPES = {
     key: option.default if isinstance(option.default, type) else type(option.default)
     for key, option in OPTIONS.items()
 }
-PLACES = ("init_from", "dataset.data_dir")  # that may be in a bucket
-FILES = ("dataset.class_list",)
+PATHS = ("init_from", "dataset.data_dir", "dataset.class_list")
+IN_BUCKETS = PATHS[:2]  # may be there
 REQUIRED = {key for key, option in OPTIONS.items() if option.default is TYPES[key]}

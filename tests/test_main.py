@@ -142,7 +142,10 @@ def test_help_lists_every_option_with_default_and_comment(capsys):
     assert max(map(len, lines)) <= 88
 
 
-SLOW = "{'jax', 'flax', 'numpy', 'orbax', 'matplotlib', 'xarray', 'grain'}"
+SLOW = {
+    *("jax", "flax", "numpy", "orbax", "matplotlib", "xarray", "grain"),
+    *("etils", "fsspec"),
+}
 
 
 @pytest.mark.parametrize(
