@@ -24,18 +24,51 @@ class UserError(ValueError):
         super().__init__(" ".join(str(message).splitlines()))
 
 
+# Where a run or a data set may lie beside local folders: scheme, and what it needs.
+SCHEMES = {"gs": "svda-jax[gcs]", "s3": "s3fs"}
+
+
 def local_path(path):
     """A folder or file that the user names, with ~ for the home folder.
 
     Raises:
       UserError: it is an address such as gs://bucket/folder, or nobody's home folder.
     """
-    if scheme := re.match(r"[A-Za-z][\w+.-]*:/", str(path)):
-        raise UserError(f"{path}: {scheme[0]}/ is not supported; give a local folder")
+    if scheme := re.match(r"[A-Za-z][\w+.-]*:/+", str(path)):
+        raise UserError(f"{path}: {scheme[0]} is not supported here; give a local path")
     try:
         return pathlib.Path(path).expanduser()
     except RuntimeError:
         raise UserError(f"{path}: there is no such home folder") from None
+
+
+def place(path):
+    """Where a run or a data set lies: a local folder, or an address in a bucket.
+
+    Returns:
+      A `pathlib.Path`, or an `epath.Path` for scheme://bucket/folder of `SCHEMES`,
+      which has the same methods for names.
+
+    Raises:
+      UserError: it is an address of another kind, or nobody's home folder.
+    """
+    scheme = re.match(r"([A-Za-z][\w+.-]*):/", str(path))
+    if not scheme:
+        return local_path(path)
+    known = " or ".join(f"{name}://BUCKET/FOLDER" for name in SCHEMES)
+    if scheme[1] not in SCHEMES:
+        raise UserError(f"{path}: {scheme[1]}:// is not supported; {known} is")
+    parts = str(path).rstrip("/").removeprefix(f"{scheme[1]}://").split("/")
+    if scheme[1] + ":" in parts or len(parts) < 2 or {"", ".", ".."} & set(parts):
+        raise UserError(f"{path} must be {known}")
+    from etils import epath  # a tenth of a second, for addresses alone
+
+    return epath.Path("/".join([f"{scheme[1]}:/", *parts]))
+
+
+def is_address(path):
+    """Whether `place` found that in a bucket."""
+    return "://" in str(path)
 
 
 def command_line(command, description):

@@ -22,8 +22,8 @@ import runpy
 
 from ml_collections import ConfigDict, FieldReference
 
-from svda_jax import UserError, local_path
-from svda_jax.options import KINDS, OPTIONS, PATHS, REQUIRED, TYPES
+from svda_jax import UserError, is_address, local_path, place
+from svda_jax.options import IN_BUCKETS, KINDS, OPTIONS, PATHS, REQUIRED, TYPES
 
 # Inside the package where it is installed, beside it in the repository.
 RECIPES = pathlib.Path(__file__).with_name("configs")
@@ -156,6 +156,8 @@ def divide(path):
 
 def _read(path, given):
     """What a config file says, flat."""
+    if is_address(path):
+        return _read_from_bucket(path)
     found, argument = divide(path)
     file = local_path(found)
     if not file.is_file() and file.parent == pathlib.Path("configs"):
@@ -176,6 +178,20 @@ def _read(path, given):
     except Exception as error:  # whatever its code raises
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path} is no config file: {said}") from None
+
+
+def _read_from_bucket(path):
+    """The same of a run's config.json in a bucket."""
+    from svda_jax.data.bucket import Bucket  # brings JAX
+
+    file = place(path)
+    text = Bucket(file.parent).read(file.name) if file.suffix == ".json" else None
+    if text is None:
+        raise UserError(f"there is no {path}; of a bucket a run's config.json is read")
+    try:
+        return flatten(json.loads(text))
+    except ValueError as error:
+        raise UserError(f"{path} is no config file: {error}") from None
 
 
 def _unknown(key, prefix=""):
@@ -209,4 +225,6 @@ def _typed(key, value):
         )
     if not right:
         raise UserError(f"{key}={value!r} {KINDS[kind]}")
-    return str(local_path(value)) if value and key in PATHS else value
+    if not value or key not in PATHS:
+        return value
+    return str((place if key in IN_BUCKETS else local_path)(value))

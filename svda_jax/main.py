@@ -21,7 +21,7 @@ import textwrap
 
 from absl import flags
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, place
 from svda_jax.config import divide, load
 from svda_jax.devices.memory import keep_memory
 from svda_jax.options import OPTIONS, REQUIRED, TYPES
@@ -41,8 +41,9 @@ _CONFIG = (
     "file of your own; or a run's config.json."
 )
 _WORKDIR = (
-    "Folder of the run; by default runs/<config>-<attention>-<seed>, with NAME for "
-    "<config>, or that of the config.json."
+    "Folder of the run, or gs://BUCKET/FOLDER; by default "
+    "runs/<config>-<attention>-<seed>, with NAME for <config>, or that of the "
+    "config.json."
 )
 _KEEP_MEMORY = (
     "Whether, on Linux without an accelerator, the program starts itself again so that "
@@ -137,11 +138,10 @@ def parse(argv):
         raise UserError("which config? For a start: --config=configs/digits.py")
     config = load(path, overrides)
     file, argument = divide(path)
-    name = argument or pathlib.Path(file).stem
-    name += f"-{config.model.attention}-{config.seed}"
-    of_run = pathlib.Path(file).suffix == ".json"
-    default = pathlib.Path(path).parent if of_run else pathlib.Path("runs", name)
-    workdir = local_path(values.workdir or default)
+    file = place(file)
+    name = f"{argument or file.stem}-{config.model.attention}-{config.seed}"
+    default = file.parent if file.suffix == ".json" else pathlib.Path("runs", name)
+    workdir = place(values.workdir or default)
     return config, workdir, {name: values[name].value for name in _PROCESSES}
 
 

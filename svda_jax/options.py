@@ -165,4 +165,5 @@ TYPES = {
     for key, option in OPTIONS.items()
 }
 PATHS = ("init_from", "dataset.data_dir", "dataset.class_list")
+IN_BUCKETS = PATHS[:2]  # may be there
 REQUIRED = {key for key, option in OPTIONS.items() if option.default is TYPES[key]}

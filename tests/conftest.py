@@ -23,6 +23,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 import jax
 import numpy as np
 import pytest
+from buckets import fake_bucket  # noqa: F401
 from folders import write_images
 from jax.experimental import pallas as pl
 from machines import OPS

@@ -52,9 +52,14 @@ DIGITS = "--config=configs/digits.py"
             "memory does not suffice: Una",
         ),
         ([DIGITS, "softmax"], "unexpected softmax"),
-        ([DIGITS, "--workdir=gs://b/x"], "gs://b/x: gs:// is not supported"),
+        ([DIGITS, "--workdir=az://b/x"], "az://b/x: az:// is not supported"),
+        ([DIGITS, "--workdir=gs://b"], "gs://b must be gs://BUCKET/FOLDER"),
         ([DIGITS, "--config.dataset.data_dir=hdfs://b"], "hdfs:// is not supported"),
-        ([DIGITS, "--config.init_from=s3:/b"], "s3:// is not supported"),
+        ([DIGITS, "--config.init_from=s3:/b"], "s3:/b must be gs://BUCKET/FOLDER or"),
+        (
+            [DIGITS, "--config.dataset.class_list=gs://b/x"],
+            "gs:// is not supported here; give a local path",
+        ),
         ([DIGITS, "--workdir=~nobody_/x"], "~nobody_/x: there is no such home folder"),
         (["--config=~nobody_/x.py"], "there is no such home folder"),
         ([DIGITS, "--config.model.qk_dim=8"], "must be numbers in brackets, as in (8"),
@@ -137,7 +142,10 @@ def test_help_lists_every_option_with_default_and_comment(capsys):
     assert max(map(len, lines)) <= 88
 
 
-SLOW = "{'jax', 'flax', 'numpy', 'orbax', 'matplotlib', 'xarray', 'grain'}"
+SLOW = {
+    *("jax", "flax", "numpy", "orbax", "matplotlib", "xarray", "grain"),
+    *("etils", "fsspec"),
+}
 
 
 @pytest.mark.parametrize(

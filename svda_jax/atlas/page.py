@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, command_line, local_path, place
 from svda_jax.atlas.measure import measure_atlas
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
@@ -32,7 +32,7 @@ def write_atlas(
     """Writes the atlas of a run.
 
     Args:
-      workdir: of the run.
+      workdir: the run's folder or address.
       out: path of the page, which ends in .html and must not exist; None is atlas.html
         in workdir, made anew. The numbers of `measure.VARIABLES` go beside it, as an
         xarray data set with the suffix .nc.
@@ -47,7 +47,7 @@ def write_atlas(
       UserError: workdir holds no run with a checkpoint, its data set is not here, its
         model has numbers that are not finite, or the page cannot be written.
     """
-    workdir = local_path(workdir)
+    workdir = place(workdir)
     if out:
         out = local_path(out)
         if out.suffix != ".html":

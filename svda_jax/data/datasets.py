@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 
 import svda_jax
 from svda_jax import UserError
+from svda_jax.data.bucket import fetch_data
 from svda_jax.data.digits import Digits
 from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.data.in_memory import InMemory, decode_split
@@ -70,6 +71,7 @@ def open_builder(name, data_dir="", *, obtain=True):
     Raises:
       UserError: the data set is unknown, or missing and cannot be had.
     """
+    data_dir = fetch_data(data_dir, name)
     builder = create_builder(name, data_dir)
     if builder.is_prepared():
         return builder

@@ -6,6 +6,12 @@ import pathlib
 import jax
 
 
+def cache_folder():
+    """The folder in the user's caches that is ours; it need not be there."""
+    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(caches, "svda_jax")
+
+
 def use_compile_cache():
     """Keeps compiled programs in the user's cache folder, ~/.cache/svda_jax.
 
@@ -14,8 +20,7 @@ def use_compile_cache():
     """
     if jax.config.jax_compilation_cache_dir:
         return
-    caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    path = pathlib.Path(caches, "svda_jax")
+    path = cache_folder()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

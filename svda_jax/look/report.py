@@ -9,7 +9,6 @@ models here.
 import base64
 import dataclasses
 import json
-import pathlib
 import sys
 
 import jax
@@ -19,7 +18,7 @@ from absl import logging
 from flax import nnx
 from markupsafe import Markup
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, command_line, is_address, local_path, place
 from svda_jax.config import flatten
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
@@ -28,6 +27,7 @@ from svda_jax.look.evaluate import MAX_SHOWN, by_class, draw_confusion
 from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS, of_score
 from svda_jax.run import runs
+from svda_jax.run.mirror import reading
 from svda_jax.run.predict import predict
 
 NUM_PICTURED = 4  # images that attention is shown over
@@ -79,8 +79,8 @@ def write_report(workdir, *, compare=None, out=None):
     """Writes the report of a run, finished or not.
 
     Args:
-      workdir: of the run.
-      compare: workdir of a run to put beside it, or None.
+      workdir: the run's folder or address.
+      compare: that of a run to put beside it, or None.
       out: path of the page; None is report.html in workdir.
 
     Returns:
@@ -90,13 +90,16 @@ def write_report(workdir, *, compare=None, out=None):
       UserError: a workdir holds no run, or one without an evaluation, or a damaged
         history; or the page cannot be written.
     """
-    workdirs = [local_path(path) for path in (workdir, compare) if path is not None]
+    workdirs = [place(path) for path in (workdir, compare) if path is not None]
     if out is not None and not (out := local_path(out)).parent.is_dir():
         raise UserError(f"cannot write {out}: its folder does not exist")
-    described = [_describe(path) for path in workdirs]
+    described = []
+    for path in workdirs:
+        with reading(path) as folder:
+            described.append(_describe(folder))
     if len({run["name"] for run in described}) < len(described):
         for run, path in zip(described, workdirs, strict=True):
-            run["name"] = str(path.resolve())
+            run["name"] = str(path if is_address(path) else path.resolve())
     for name, what in _FIGURES.items():
         drawn = [run for run in described if run[name]]
         # Sigma and singular values have no unit in common.
@@ -120,7 +123,10 @@ def write_report(workdir, *, compare=None, out=None):
         of_score=OF_SCORE,
         differing=_differing(described),
     )
-    out = pathlib.Path(out or workdirs[0] / "report.html")
+    out = out or workdirs[0] / "report.html"
+    if is_address(out):
+        runs.write_atomically(out, page.encode())
+        return out
     try:
         out.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -5,7 +5,7 @@ import sys
 
 import jax
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, command_line, place
 from svda_jax.prune import convert as converting
 from svda_jax.prune.convert import convert
 from svda_jax.prune.measure import measure_apart
@@ -41,7 +41,7 @@ def convert_run(workdir, out, *, constant=0.0, finetune_epochs=0):
     Raises:
       UserError: an argument or a folder is not what it should be; nothing is written.
     """
-    workdir, out = local_path(workdir), local_path(out)
+    workdir, out = place(workdir), place(out)
     if not 0 <= constant <= 100:
         raise UserError(f"--constant={constant:g} must be from 0 to 100")
     check_new(out, finetune_epochs=finetune_epochs)
@@ -67,8 +67,8 @@ def convert_run(workdir, out, *, constant=0.0, finetune_epochs=0):
     converted = copy.deepcopy(config)
     with converted.unlocked():
         converted.model.attention = "svda"
-    write_run(run, converted, models["SVDA"], values["SVDA"], out, mesh)
-    runs.write_atomically(out / "convert.md", text.encode())
+    files = {"convert.md": text}
+    write_run(run, converted, models["SVDA"], values["SVDA"], out, mesh, files)
     if finetune_epochs:
         finetune(out, name_finetuned(out), epochs=finetune_epochs)
     return text
@@ -131,7 +131,7 @@ def main(argv=None):
     options = vars(args)  # of `convert_run` too
     workdir, out = options.pop("workdir"), options.pop("out")
     try:
-        out = out or runs.name_out(local_path(workdir), "converted")
+        out = out or runs.name_out(place(workdir), "converted")
         text = convert_run(workdir, out, **options)
     except (UserError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

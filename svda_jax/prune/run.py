@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, command_line, place
 from svda_jax.devices.timing import measure, repeat
 from svda_jax.prune import model as pruning
 from svda_jax.prune import page
@@ -72,7 +72,7 @@ def prune_run(
     Raises:
       UserError: an argument or a folder is not what it should be; nothing is written.
     """
-    workdir, out = local_path(workdir), local_path(out)
+    workdir, out = place(workdir), place(out)
     rule = _check_rule(basis, rho, rank, bound, pooled)
     _require(
         (norm_columns >= 0, f"--norm_columns={norm_columns} must not be negative"),
@@ -113,15 +113,14 @@ def prune_run(
             "",
         ]
     )
-    write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh)
     took = {
         "workdir": str(workdir),
         "rule": rule,
         "spectrum": [size.tolist() for size in sizes],
         "keep": [kept.tolist() for kept in keep],
     }
-    runs.write_atomically(runs.pruning_path(out), json.dumps(took).encode())
-    runs.write_atomically(out / "prune.md", text.encode())
+    files = {runs.pruning_path(out).name: json.dumps(took), "prune.md": text}
+    write_run(run, pruned, models["shrunk"], values["shrunk"], out, mesh, files)
     if finetune_epochs:
         finetune(out, name_finetuned(out), epochs=finetune_epochs)
     return text
@@ -200,7 +199,7 @@ def main(argv=None):
         options["rho"] = DEFAULT_RHO
     name, value = next((n, options[n]) for n in RULES if options[n] is not None)
     try:
-        workdir = local_path(workdir)
+        workdir = place(workdir)
         rule = f"{name}-{value}".removeprefix("rho-")
         out = out or runs.name_out(workdir, f"pruned-{rule}")
         text = prune_run(workdir, out, **options)

@@ -31,17 +31,26 @@ class Checkpoints:
       path: the folder. It is made with the first save.
       keep_last: newest checkpoints kept.
       keep_every_steps: those of each multiple are kept too; 0 is none.
+      together: whether all processes write it; False: the first alone, all of it, since
+        the others do not see its disk.
     """
 
-    def __init__(self, path, *, keep_last=2, keep_every_steps=0):
+    def __init__(self, path, *, keep_last=2, keep_every_steps=0, together=True):
         self.path = pathlib.Path(path).absolute()
         # TensorStore would take a backslash for a slash, and write elsewhere.
         if re.search("[\\\\\ud800-\udfff]", str(self.path)):
             path = ascii(str(self.path))
             raise UserError(f"{path}: a path with \\ or not in UTF-8 cannot be used")
         self._manager = None
+        self._together = together
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
         self._options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last, keep_period=keep_every_steps or None
+            max_to_keep=keep_last,
+            keep_period=keep_every_steps or None,
+            create=False,  # which Orbax cannot for a process alone
+            **({} if together else {"multiprocessing_options": alone}),
         )
         if self.path.exists():
             self._open()
@@ -71,8 +80,13 @@ class Checkpoints:
             were complete before stay.
         """
         manifest = _manifest(state)
+        if not self._together and jax.process_count() > 1:
+            state = jax.tree.map(processes.fetch, state)
+            if not processes.is_primary():
+                return
         try:
             if not self._manager:
+                self.path.mkdir(parents=True, exist_ok=True)
                 self._open()
             self._manager.wait_until_finished()
             if not self.path.exists():  # which Orbax would make again

@@ -14,10 +14,11 @@ import os
 import pathlib
 import sys
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, command_line, is_address, place
 from svda_jax.config import flatten
 from svda_jax.run import runs
 from svda_jax.run.console import align
+from svda_jax.run.mirror import reading
 
 # What is told of each run, and how a person reads it.
 _FIGURES = {
@@ -48,12 +49,16 @@ def compare(folder):
       where there is none; "finished"; or in place of all these "error", its damage.
 
     Raises:
-      UserError: folder is none, or there is no run below it.
+      UserError: folder is none, or cannot be read, or there is no run below it.
     """
-    folder = local_path(folder)
-    if not folder.is_dir():
+    folder = place(folder)
+    if not is_address(folder) and not folder.is_dir():
         raise UserError(f"{folder} is not a folder")
-    found = [_describe(path) for path in find_runs(folder)]
+    with reading(folder, listed=True) as copy:
+        found = [_describe(path) for path in find_runs(copy)]
+    for run in found:
+        for key in {"run", "error"} & run.keys():
+            run[key] = run[key].replace(str(copy), str(folder))
     if not found:
         raise UserError(f"{folder} holds no run (no config.json in it or below)")
     every = [run["options"] for run in found if "options" in run]

@@ -32,13 +32,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, command_line, is_address, place
 from svda_jax.models.attention import attention_weights
 from svda_jax.models.vit import count_parameters, create_graphdef
 from svda_jax.models.weights.write import write
 from svda_jax.run import runs
 from svda_jax.run.card import summarize, timm_config, write_card
 from svda_jax.run.checkpoints import quiet_orbax
+from svda_jax.run.mirror import exists
 
 PROGRAMS = ("stablehlo", "onnx")
 FORMATS = (*PROGRAMS, "safetensors", "npz")
@@ -137,8 +138,8 @@ def export_run(workdir, out, *, format, attention=False):
     """Writes a run's model, what it says of itself and how to load it into a folder.
 
     Args:
-      workdir: of the run.
-      out: the folder, which must not exist.
+      workdir: the run's folder or address.
+      out: the new folder or address, which must not exist.
       format: one of `FORMATS`.
       attention: whether the program gives attention too.
 
@@ -146,12 +147,12 @@ def export_run(workdir, out, *, format, attention=False):
       UserError: an argument or a folder is not what it should be, a package is missing,
         or the format has no such model; nothing is written.
     """
-    workdir, out = local_path(workdir), local_path(out)
+    workdir, out = place(workdir), place(out)
     if format not in FORMATS:
         raise UserError(f"--format={format} must be one of {', '.join(FORMATS)}")
     if attention and format not in PROGRAMS:
         raise UserError(f"--attention is for {' and '.join(PROGRAMS)}, not {format}")
-    if out.exists():
+    if exists(out):
         raise UserError(f"{out} exists; give another --out or remove it")
     run = runs.load(workdir)
     model, summary = run.model, summarize(run, workdir.resolve().name)
@@ -184,13 +185,19 @@ def choose_family(config, format):
 @contextlib.contextmanager
 def _new_folder(out):
     """A folder to write into, which becomes out if nothing goes wrong."""
+    above = None if is_address(out) else out.parent
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as new:
+        if above:
+            above.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=above, prefix=f".{out.name}.") as new:
             folder = pathlib.Path(new, out.name)
             folder.mkdir()
             yield folder
-            os.rename(folder, out)
+            if above:
+                os.rename(folder, out)
+                return
+            for file in folder.iterdir():
+                runs.write_atomically(out / file.name, file.read_bytes())
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from None
 
@@ -204,6 +211,6 @@ def main(argv=None):
     parser.add_argument("--attention", action="store_true", help="give attention too")
     args = parser.parse_args(argv)
     quiet_orbax()
-    out = args.out or runs.name_out(local_path(args.workdir), args.format)
+    out = place(args.out or runs.name_out(place(args.workdir), args.format))
     export_run(args.workdir, out, format=args.format, attention=args.attention)
-    print(f"{out} has the model; {pathlib.Path(out, 'README.md')} says how to load it")
+    print(f"{out} has the model; {out / 'README.md'} says how to load it")

@@ -21,17 +21,14 @@ import xarray as xr
 from flax import nnx
 from ml_collections import config_dict
 
-from svda_jax import UserError, local_path
-from svda_jax.config import (
-    check,
-    flatten,
-    to_json,
-    vit_config,
-)
+from svda_jax import UserError, is_address
+from svda_jax.config import check, flatten, to_json, vit_config
+from svda_jax.data.bucket import Bucket
 from svda_jax.devices import parallel
 from svda_jax.models.vit import ViT, abstract_params, create_graphdef
 from svda_jax.options import OPTIONS
 from svda_jax.run.checkpoints import Checkpoints
+from svda_jax.run.mirror import reading
 from svda_jax.run.predict import predict_images, read_images
 
 # What a run may go on with another value of: its length, where data lies, how it is
@@ -133,12 +130,12 @@ def load(workdir):
     Raises:
       UserError: there is no run in workdir, or it has no checkpoint yet.
     """
-    workdir = local_path(workdir)
-    return Run(
-        *load_model(workdir),
-        history=read_history(workdir),
-        class_names=read_class_names(workdir),
-    )
+    with reading(workdir) as folder:
+        return Run(
+            *load_model(folder),
+            history=read_history(folder),
+            class_names=read_class_names(folder),
+        )
 
 
 def load_model(workdir):
@@ -302,9 +299,16 @@ def create_workdir(config, workdir):
 def write_atomically(path, data):
     """Writes a file so that at any moment the old or the new one is there, whole.
 
+    Args:
+      path: of the file, or its address in a bucket.
+      data: its bytes.
+
     Raises:
       UserError: it cannot be written; the old one stays.
     """
+    if is_address(path):
+        Bucket(path.parent).write(path.name, data)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(data)

@@ -8,6 +8,7 @@ from svda_jax.run import console, runs
 from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.events import EventWriter
 from svda_jax.run.history import History
+from svda_jax.run.mirror import Mirror, named
 
 
 class Session:
@@ -18,9 +19,10 @@ class Session:
 
     Args:
       config: of the run.
-      workdir: the run's folder.
+      workdir: the run's folder or address.
 
     Attributes:
+      folder: the local folder, which is workdir unless that is an address.
       last_saved: step of the newest checkpoint that is whole, 0 for none.
 
     Raises:
@@ -36,12 +38,16 @@ class Session:
 
     def __enter__(self):
         with contextlib.ExitStack() as stack:
-            self._changed = runs.check_workdir(self.config, self.workdir)
-            if self._first and runs.config_path(self.workdir).exists():
-                stack.enter_context(runs.hold(self.workdir))
+            self._mirror = stack.enter_context(Mirror(self.workdir))
+            self.folder = self._mirror.folder
+            with named(self.folder, self.workdir):
+                self._changed = runs.check_workdir(self.config, self.folder)
+            if self._first and runs.config_path(self.folder).exists():
+                stack.enter_context(runs.hold(self.folder))
             policy = self.config.checkpoint
             checkpoints = Checkpoints(
-                runs.checkpoints_path(self.workdir),
+                runs.checkpoints_path(self.folder),
+                together=self.folder == self.workdir,
                 keep_last=policy.keep_last,
                 keep_every_steps=policy.keep_every_steps,
             )
@@ -54,7 +60,7 @@ class Session:
 
     def is_finished(self):
         """Whether there is nothing left to train, which is said then."""
-        finished = runs.is_finished(self.workdir, self.config)
+        finished = runs.is_finished(self.folder, self.config)
         if finished and self._first:
             console.say_finished(self.workdir)
         return finished
@@ -95,15 +101,15 @@ class Session:
         """
         step = self.last_saved
         if self._first:
-            renewed = runs.create_workdir(self.config, self.workdir)
-            runs.write_class_names(self.workdir, class_names)
+            renewed = runs.create_workdir(self.config, self.folder)
+            runs.write_class_names(self.folder, class_names)
             if renewed:
                 # The lock is on the file, which is a new one.
-                self._stack.enter_context(runs.hold(self.workdir))
+                self._stack.enter_context(runs.hold(self.folder))
             devices = console.describe_devices(mesh)
-            self._history = History(self.workdir, last_step=step, attrs=devices)
+            self._history = History(self.folder, last_step=step, attrs=devices)
             self._events = self._stack.enter_context(
-                EventWriter(self.workdir, self.config, last_step=step)
+                EventWriter(self.folder, self.config, last_step=step)
             )
         processes.synchronize("workdir")
         self._bar = self._stack.enter_context(
@@ -128,8 +134,8 @@ class Session:
 
     def lacks(self, step):
         """Whether the evaluation at that step is missing, asked when it is resumed."""
-        path = runs.history_path(self.workdir)
-        return not path.exists() or step not in runs.read_history(self.workdir).step
+        path = runs.history_path(self.folder)
+        return not path.exists() or step not in runs.read_history(self.folder).step
 
     def record(self, step, epoch, values):
         """Writes an evaluation, given as to `History.append`, and says it."""
@@ -145,6 +151,7 @@ class Session:
 
     def save(self, step, state):
         """Saves a dict of pytrees in the background."""
+        self._mirror.check()
         self._checkpoints.save(step, state)
         self.last_saved = step
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError
 from svda_jax.models.attention import SPECTRUM_STARTS
 from svda_jax.models.vit import abstract_params
 from svda_jax.models.weights.files import holds_weights
@@ -16,6 +16,7 @@ from svda_jax.models.weights.fold import renormalize
 from svda_jax.models.weights.read import read
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints
+from svda_jax.run.mirror import reading
 
 # What a model must have in common with the one that it starts from.
 _SAME = (
@@ -50,7 +51,8 @@ def load_start(config, model_config, workdir):
         if checkpoints.steps():
             return None, []
     try:
-        params, says = _read(local_path(config.init_from), model_config)
+        with reading(config.init_from) as path:
+            params, says = _read(path, model_config)
     except UserError as error:
         raise UserError(f"init_from={config.init_from}: {error}") from None
     lines = _fit(params, says, model_config)

@@ -9,9 +9,10 @@ where no good one is left.
 import json
 import sys
 
-from svda_jax import command_line, local_path
+from svda_jax import command_line
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints, quiet_orbax
+from svda_jax.run.mirror import reading
 
 
 def main(argv=None):
@@ -23,7 +24,11 @@ def main(argv=None):
     kind.add_argument("--quiet", action="store_true", help="the exit code alone")
     args = parser.parse_args(argv)
     quiet_orbax()
-    path = runs.checkpoints_path(local_path(args.workdir))
+    with reading(args.workdir) as folder:
+        _verify(args, runs.checkpoints_path(folder))
+
+
+def _verify(args, path):
     if not path.is_dir():
         sys.exit(f"error: {args.workdir} has no checkpoints")
     say = (lambda line: None) if args.json or args.quiet else print

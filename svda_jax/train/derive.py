@@ -11,13 +11,14 @@ import shlex
 import numpy as np
 from flax import nnx
 
-from svda_jax import UserError
+from svda_jax import UserError, is_address
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.run import console, runs
 from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.events import EventWriter
 from svda_jax.run.history import History
+from svda_jax.run.mirror import Mirror, exists, reading
 from svda_jax.train.compiled import create_evaluate, create_keys, create_training
 from svda_jax.train.loop import train_and_evaluate
 
@@ -40,9 +41,10 @@ def check_new(out, *, finetune_epochs):
     if finetune_epochs < 0:
         raise UserError(f"--finetune_epochs={finetune_epochs} must not be negative")
     for folder in [out, *([name_finetuned(out)] if finetune_epochs else [])]:
-        if folder.exists():
+        if exists(folder):
             raise UserError(f"{folder} exists; give another --out or remove it")
-        Checkpoints(runs.checkpoints_path(folder))  # refuses what it cannot use
+        if not is_address(folder):
+            Checkpoints(runs.checkpoints_path(folder))  # refuses what it cannot use
 
 
 def load_data(config):
@@ -79,7 +81,7 @@ def evaluate(config, models, data, mesh):
     return values
 
 
-def write_run(run, config, model, values, out, mesh):
+def write_run(run, config, model, values, out, mesh, files):
     """Writes a model as a run that has ended where another has.
 
     Args:
@@ -87,8 +89,9 @@ def write_run(run, config, model, values, out, mesh):
       config: the new run's.
       model: its model.
       values: what an evaluation measured of it.
-      out: its folder.
+      out: its folder or address.
       mesh: from `load_data`.
+      files: texts that are written beside it, by name.
     """
     init, _ = create_training(config, model.config, num_steps=10**6, mesh=mesh)
     state = init(create_keys(config.seed, parallel.replicated(mesh)).init)
@@ -96,15 +99,19 @@ def write_run(run, config, model, values, out, mesh):
     state = state.with_params(parallel.replicate(params, mesh))
     step = parallel.replicate(np.int32(run.step), mesh)
     state = dataclasses.replace(state, step=step)
-    runs.create_workdir(config, out)
-    runs.write_class_names(out, run.class_names)
-    last = run.history.isel(step=-1)
-    history = History(out, last_step=0, attrs=console.describe_devices(mesh))
-    history.append(run.step, float(last["epoch"]), values)
-    with EventWriter(out, config, last_step=0) as events:
-        events.write(run.step, values)
-    with Checkpoints(runs.checkpoints_path(out)) as checkpoints:
-        checkpoints.save(run.step, vars(state))
+    with Mirror(out) as mirror:
+        folder = mirror.folder
+        runs.create_workdir(config, folder)
+        runs.write_class_names(folder, run.class_names)
+        last = run.history.isel(step=-1)
+        history = History(folder, last_step=0, attrs=console.describe_devices(mesh))
+        history.append(run.step, float(last["epoch"]), values)
+        with EventWriter(folder, config, last_step=0) as events:
+            events.write(run.step, values)
+        with Checkpoints(runs.checkpoints_path(folder)) as checkpoints:
+            checkpoints.save(run.step, vars(state))
+        for name, text in files.items():
+            runs.write_atomically(folder / name, text.encode())
 
 
 def go_on_from(out):
@@ -122,7 +129,8 @@ def finetune(workdir, out, *, epochs):
       out: folder of the new run; one that was stopped goes on.
       epochs: to train for.
     """
-    config = copy.deepcopy(runs.load_config(workdir))
+    with reading(workdir) as folder:
+        config = copy.deepcopy(runs.load_config(folder))
     with config.unlocked():
         config.init_from = str(workdir)
         config.num_epochs = epochs

@@ -5,7 +5,7 @@ import dataclasses
 
 import jax
 
-from svda_jax import UserError, local_path
+from svda_jax import UserError, place
 from svda_jax.config import check, validate
 from svda_jax.devices import parallel, processes
 from svda_jax.devices.compile_cache import use_compile_cache
@@ -32,7 +32,7 @@ def train_and_evaluate(config, workdir):
 
     Args:
       config: as from `svda_jax.config.defaults`.
-      workdir: the run's folder; `svda_jax.run.runs` says what it will hold.
+      workdir: the run's folder or address; `svda_jax.run.runs` says what it will hold.
 
     Raises:
       UserError: the config, the data set or workdir is not what it should be, and
@@ -41,7 +41,7 @@ def train_and_evaluate(config, workdir):
       FloatingPointError: loss or gradient was not finite more often in a row than
         allowed; the message names the step and the last checkpoint.
     """
-    config, workdir = check(config), local_path(workdir)
+    config, workdir = check(config), place(workdir)
     mesh = parallel.create_mesh()
     model_config = validate(config, num_devices=mesh.size)
     with contextlib.ExitStack() as stack:
@@ -59,7 +59,7 @@ def train_and_evaluate(config, workdir):
         )
         num_images = train_data.num_images
         due = Due(config, num_images)
-        start, changes = load_start(config, model_config, workdir)
+        start, changes = load_start(config, model_config, session.folder)
         keys = create_keys(config.seed, parallel.replicated(mesh))
         init, train_step = create_training(
             config, model_config, num_steps=due.num_steps, mesh=mesh
@@ -88,7 +88,7 @@ def train_and_evaluate(config, workdir):
         in_flight = InFlight(_create_finish(config, session, due=due, clock=clock))
         batches = train_data.train_batches(keys.order, step)
         if config.profile:
-            batches = profiled(batches, workdir)
+            batches = profiled(batches, session.folder)
         stack.enter_context(contextlib.closing(batches))
         stopping = False
 
