@@ -26,10 +26,14 @@ def _one_of(*names):
     return f"must be one of {', '.join(names)}", lambda value: value in names
 
 
+def _between(least, most):
+    return f"must be from {least} to {most}", lambda value: least <= value <= most
+
+
 # fmt: off
 _POSITIVE = "must be positive", lambda v: 0 < v < math.inf
 _NOT_NEGATIVE = "must not be negative", lambda v: 0 <= v < math.inf
-_FRACTION = "must be from 0 to 1", lambda v: 0 <= v <= 1
+_FRACTION = _between(0, 1)
 _ABOVE_0 = "must be more than 0 and at most 1", lambda v: 0 < v <= 1
 _BELOW_1 = "must be at least 0 and less than 1", lambda v: 0 <= v < 1
 _FINITE = "must be finite numbers", lambda v: all(abs(x) < math.inf for x in v)
@@ -43,7 +47,7 @@ OPTIONS = {
     "init_from": Option("", None,
         'What training starts from: a run, a .npz or .safetensors file, a folder with '
         'the latter, or "".'),
-    "seed": Option(0, ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32),
+    "seed": Option(0, _between(0, 2**32 - 1),
         "Seed of all that is random: parameters, order, augmentation, dropout."),
     "num_epochs": Option(100, _POSITIVE, "Passes over the training split."),
     "batch_size": Option(128, _POSITIVE, "Images an update, over all devices."),
@@ -89,7 +93,7 @@ OPTIONS = {
         'softmax attention do), "sqrt" (sqrt K) or "ones" (1).'),
     "model.patch_size": Option(4, _POSITIVE, "Side of a patch, in pixels."),
     "model.width": Option(192, _POSITIVE, "Width of the tokens."),
-    "model.depth": Option(9, _POSITIVE, "Number of blocks."),
+    "model.depth": Option(9, _between(1, 1000), "Number of blocks."),
     "model.num_heads": Option(12, _POSITIVE, "Heads of each attention."),
     "model.qk_dim": Option((), _COUNTS,
         "Directions of a head's queries and keys, layer by layer, as in (12, 8, 9); () "
@@ -132,9 +136,9 @@ OPTIONS = {
     "dataset.streaming": Option(False, None,
         "Whether each image is decoded when its turn comes, or all lie on the device. "
         "The rest of this section is read when streaming."),
-    "dataset.num_threads": Option(0, _NOT_NEGATIVE,
+    "dataset.num_threads": Option(0, _between(0, 1000),
         "Threads that a process decodes in; 0 is one a processor core."),
-    "dataset.num_workers": Option(0, _NOT_NEGATIVE,
+    "dataset.num_workers": Option(0, _between(0, 1000),
         "Worker processes; 0 decodes in the training process."),
     "dataset.min_crop_area": Option(0.08, _ABOVE_0,
         "Least area of the random box an image is trained on, as a fraction."),
@@ -147,8 +151,8 @@ OPTIONS = {
     "augment.crop_padding": Option(0, _NOT_NEGATIVE,
         "Pixels an image is shifted by at most, each way; 0 is off."),
     "augment.flip": Option(False, None, "Whether half of all images are mirrored."),
-    "augment.rand_augment": Option(0, _NOT_NEGATIVE, "Operations of RandAugment."),
-    "augment.magnitude": Option(9.0, ("must be from 0 to 10", lambda v: 0 <= v <= 10),
+    "augment.rand_augment": Option(0, _between(0, 100), "Operations of RandAugment."),
+    "augment.magnitude": Option(9.0, _between(0, 10),
         "Magnitude of RandAugment's operations, from 0 to 10."),
     "augment.erase": Option(0.0, _FRACTION, "Probability of a box full of noise."),
     "augment.mixup": Option(0.0, _NOT_NEGATIVE,
