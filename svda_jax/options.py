@@ -38,8 +38,8 @@ _ABOVE_0 = "must be more than 0 and at most 1", lambda v: 0 < v <= 1
 _BELOW_1 = "must be at least 0 and less than 1", lambda v: 0 <= v < 1
 _FINITE = "must be finite numbers", lambda v: all(abs(x) < math.inf for x in v)
 _SCALES = "must be positive", lambda v: all(0 < x < math.inf for x in v)
-_COUNTS = ("must be () or a positive integer for each layer",
-           lambda v: all(type(x) is int and x > 0 for x in v))
+_COUNTS = ("must be () or a positive integer, at most 100000, for each layer",
+           lambda v: all(type(x) is int and 0 < x <= 10**5 for x in v))
 
 OPTIONS = {
     "note": Option("", None,
@@ -92,13 +92,13 @@ OPTIONS = {
         'Start of sigma: "matched" (K, the per-head width: logits start as those of '
         'softmax attention do), "sqrt" (sqrt K) or "ones" (1).'),
     "model.patch_size": Option(4, _POSITIVE, "Side of a patch, in pixels."),
-    "model.width": Option(192, _POSITIVE, "Width of the tokens."),
+    "model.width": Option(192, _between(1, 10**5), "Width of the tokens."),
     "model.depth": Option(9, _between(1, 1000), "Number of blocks."),
     "model.num_heads": Option(12, _POSITIVE, "Heads of each attention."),
     "model.qk_dim": Option((), _COUNTS,
         "Directions of a head's queries and keys, layer by layer, as in (12, 8, 9); () "
         "is width / num_heads in all. A pruned model has fewer."),
-    "model.mlp_dim": Option(384, _POSITIVE, "Hidden width of the MLPs."),
+    "model.mlp_dim": Option(384, _between(1, 10**6), "Hidden width of the MLPs."),
     "model.gelu": Option("tanh", _one_of("tanh", "erf"),
         "GELU of the MLPs by tanh, as in Flax, or by erf, as in PyTorch."),
     "model.pool": Option("gap", _one_of("gap", "avg", "cls"),
@@ -127,10 +127,11 @@ OPTIONS = {
         'File of the classes to use, one a line, in the order of labels; "": all.'),
     "dataset.skip_corrupt": Option(False, None,
         "Whether images that cannot be decoded are left out, or stop the run."),
-    "dataset.image_size": Option(int, _POSITIVE, "Side of the square images, pixels."),
+    "dataset.image_size": Option(int, _between(1, 10**4),
+        "Side of the square images, pixels."),
     "dataset.channels": Option(int, ("must be 1 or 3", lambda v: v in (1, 3)),
         "1 for grey, 3 for RGB; images of the other kind are converted."),
-    "dataset.num_classes": Option(int, _POSITIVE, "Number of classes."),
+    "dataset.num_classes": Option(int, _between(1, 10**7), "Number of classes."),
     "dataset.mean": Option(tuple, _FINITE, "Mean of each channel; full scale is 1."),
     "dataset.std": Option(tuple, _SCALES, "Standard deviation of each, likewise."),
     "dataset.streaming": Option(False, None,
