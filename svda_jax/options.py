@@ -127,7 +127,7 @@ OPTIONS = {
         'File of the classes to use, one a line, in the order of labels; "": all.'),
     "dataset.skip_corrupt": Option(False, None,
         "Whether images that cannot be decoded are left out, or stop the run."),
-    "dataset.image_size": Option(int, _between(1, 10**4),
+    "dataset.image_size": Option(int, _between(1, 10**5),
         "Side of the square images, pixels."),
     "dataset.channels": Option(int, ("must be 1 or 3", lambda v: v in (1, 3)),
         "1 for grey, 3 for RGB; images of the other kind are converted."),

@@ -43,7 +43,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--workdri=x"], "Did you mean: workdir"),
         (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
         (
-            [DIGITS, "--config.dataset.image_size=4000000"],
+            [DIGITS, "--config.dataset.image_size=100000"],
             "memory does not suffice: Una",
         ),
         ([DIGITS, "softmax"], "unexpected softmax"),
