@@ -24,6 +24,10 @@ class UserError(ValueError):
         super().__init__(" ".join(str(message).splitlines()))
 
 
+class UsageError(UserError):
+    """A command line that cannot be read: exit code 2."""
+
+
 # Where a run or a data set may lie beside local folders: scheme, and what it needs.
 SCHEMES = {"gs": "svda-jax[gcs]", "s3": "s3fs"}
 
@@ -32,8 +36,11 @@ def local_path(path):
     """A folder or file that the user names, with ~ for the home folder.
 
     Raises:
-      UserError: it is an address such as gs://bucket/folder, or nobody's home folder.
+      UserError: it is empty, as of a shell's variable that is not set, an address such
+        as gs://bucket/folder, or nobody's home folder.
     """
+    if not str(path):
+        raise UserError("a path is empty; the folder one is in is .")
     if scheme := re.match(r"[A-Za-z][\w+.-]*:/+", str(path)):
         raise UserError(f"{path}: {scheme[0]} is not supported here; give a local path")
     try:

@@ -2,8 +2,8 @@
 
 svda COMMAND ...    or, where it is not installed, python -m svda_jax COMMAND ...
 
-Exit code 0: done; 1: a mistake or damage, said in one line; 2: no such command or flag;
-130: interrupted.
+Exit code 0: done; 1: a mistake or damage, said in one line; 2: a command line that
+cannot be read: no such command or flag, or no value of it; 130: interrupted.
 """
 
 import importlib

@@ -22,7 +22,7 @@ import runpy
 
 from ml_collections import ConfigDict, FieldReference
 
-from svda_jax import UserError, is_address, local_path, place
+from svda_jax import UsageError, UserError, is_address, local_path, place
 from svda_jax.options import IN_BUCKETS, KINDS, OPTIONS, PATHS, REQUIRED, TYPES
 
 # Inside the package where it is installed, beside it in the repository.
@@ -51,12 +51,13 @@ def load(path, overrides=()):
       overrides: pairs of a key and its value, a text as on the command line.
 
     Raises:
+      UsageError: a key of the overrides does not exist, or its text is no value of it.
       UserError: there is no such file, it fails, or it and the overrides are no config.
     """
     given = {}
     for key, text in overrides:
         if key not in OPTIONS:
-            raise _unknown(key, "--config.")
+            raise UsageError(_unknown(key, "--config."))
         given[key] = _from_text(key, text)
     return check(_read(path, given) | given)
 
@@ -208,7 +209,7 @@ def _from_text(key, text):
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
         return _typed(key, ast.literal_eval(text)) if kind is tuple else kind(text)
     except (KeyError, ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        raise UserError(f"{key}={text} {KINDS[kind]}") from None
+        raise UsageError(f"{key}={text} {KINDS[kind]}") from None
 
 
 def _typed(key, value):

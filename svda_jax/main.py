@@ -12,7 +12,7 @@ JAX_PROCESS_ID in the environment.
 """
 
 import contextlib
-import errno
+import io
 import os
 import pathlib
 import re
@@ -21,7 +21,7 @@ import textwrap
 
 from absl import flags
 
-from svda_jax import UserError, place
+from svda_jax import UsageError, UserError, place
 from svda_jax.config import divide, load
 from svda_jax.devices.memory import keep_memory
 from svda_jax.options import OPTIONS, REQUIRED, TYPES
@@ -54,7 +54,7 @@ _INITIALIZATION = "Seconds after which they end when one has not come."
 
 
 def main(argv, *, restart=False):
-    """Runs the command line; a user's mistake ends in one line and exit code 1.
+    """Runs the command line; a user's mistake ends in one line.
 
     Args:
       argv: the program's name and its arguments.
@@ -80,24 +80,31 @@ def main(argv, *, restart=False):
 
 @contextlib.contextmanager
 def one_line(interrupted="interrupted"):
-    """Ends a program in one line after a user's mistake, code 1, or Ctrl-C, code 130.
+    """Ends a program in one line after a user's mistake or Ctrl-C.
 
-    So is a lack of memory, on the host or on a device.
+    The exit code is 1; 2 where the command line cannot be read; 130 after Ctrl-C.
+
+    So does a file that cannot be used, and a lack of memory, on host or device.
     Where nobody reads its output any more, as behind `head`, it ends without one.
 
     Args:
       interrupted: the line after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in whatever encoding they are
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
-    except (UserError, FloatingPointError, flags.Error) as error:
-        sys.exit(f"error: {' '.join(str(error).splitlines())}")
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (UserError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG):
+        if not error.filename:
             raise
         sys.exit(f"error: {error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
@@ -124,18 +131,20 @@ def parse(argv):
       of `processes.initialize`.
 
     Raises:
-      UserError: an argument, or the config file, is not what it should be.
+      UsageError: a flag or an option does not exist, lacks or has a value of another
+        kind.
+      UserError: the config file, or a value, is not what it should be.
     """
     path, overrides, argv = _take_config(argv)
     try:
         values = _flags()
         rest = values(argv)
     except flags.Error as error:
-        raise UserError(str(error)) from None
+        raise UsageError(str(error)) from None
     if len(rest) > 1:
-        raise UserError(f"unexpected {rest[1]}; an option looks like --config.seed=1")
+        raise UsageError(f"unexpected {rest[1]}; an option looks like --config.seed=1")
     if not path:
-        raise UserError("which config? For a start: --config=configs/digits.py")
+        raise UsageError("which config? For a start: --config=configs/digits.py")
     config = load(path, overrides)
     file, argument = divide(path)
     file = place(file)

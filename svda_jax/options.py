@@ -26,16 +26,20 @@ def _one_of(*names):
     return f"must be one of {', '.join(names)}", lambda value: value in names
 
 
+def _between(least, most):
+    return f"must be from {least} to {most}", lambda value: least <= value <= most
+
+
 # fmt: off
 _POSITIVE = "must be positive", lambda v: 0 < v < math.inf
 _NOT_NEGATIVE = "must not be negative", lambda v: 0 <= v < math.inf
-_FRACTION = "must be from 0 to 1", lambda v: 0 <= v <= 1
+_FRACTION = _between(0, 1)
 _ABOVE_0 = "must be more than 0 and at most 1", lambda v: 0 < v <= 1
 _BELOW_1 = "must be at least 0 and less than 1", lambda v: 0 <= v < 1
 _FINITE = "must be finite numbers", lambda v: all(abs(x) < math.inf for x in v)
 _SCALES = "must be positive", lambda v: all(0 < x < math.inf for x in v)
-_COUNTS = ("must be () or a positive integer for each layer",
-           lambda v: all(type(x) is int and x > 0 for x in v))
+_COUNTS = ("must be () or a positive integer, at most 100000, for each layer",
+           lambda v: all(type(x) is int and 0 < x <= 10**5 for x in v))
 
 OPTIONS = {
     "note": Option("", None,
@@ -43,7 +47,7 @@ OPTIONS = {
     "init_from": Option("", None,
         'What training starts from: a run, a .npz or .safetensors file, a folder with '
         'the latter, or "".'),
-    "seed": Option(0, ("must be from 0 to 4294967295", lambda v: 0 <= v < 2**32),
+    "seed": Option(0, _between(0, 2**32 - 1),
         "Seed of all that is random: parameters, order, augmentation, dropout."),
     "num_epochs": Option(100, _POSITIVE, "Passes over the training split."),
     "batch_size": Option(128, _POSITIVE, "Images an update, over all devices."),
@@ -88,13 +92,13 @@ OPTIONS = {
         'Start of sigma: "matched" (K, the per-head width: logits start as those of '
         'softmax attention do), "sqrt" (sqrt K) or "ones" (1).'),
     "model.patch_size": Option(4, _POSITIVE, "Side of a patch, in pixels."),
-    "model.width": Option(192, _POSITIVE, "Width of the tokens."),
-    "model.depth": Option(9, _POSITIVE, "Number of blocks."),
+    "model.width": Option(192, _between(1, 10**5), "Width of the tokens."),
+    "model.depth": Option(9, _between(1, 1000), "Number of blocks."),
     "model.num_heads": Option(12, _POSITIVE, "Heads of each attention."),
     "model.qk_dim": Option((), _COUNTS,
         "Directions of a head's queries and keys, layer by layer, as in (12, 8, 9); () "
         "is width / num_heads in all. A pruned model has fewer."),
-    "model.mlp_dim": Option(384, _POSITIVE, "Hidden width of the MLPs."),
+    "model.mlp_dim": Option(384, _between(1, 10**6), "Hidden width of the MLPs."),
     "model.gelu": Option("tanh", _one_of("tanh", "erf"),
         "GELU of the MLPs by tanh, as in Flax, or by erf, as in PyTorch."),
     "model.pool": Option("gap", _one_of("gap", "avg", "cls"),
@@ -123,18 +127,19 @@ OPTIONS = {
         'File of the classes to use, one a line, in the order of labels; "": all.'),
     "dataset.skip_corrupt": Option(False, None,
         "Whether images that cannot be decoded are left out, or stop the run."),
-    "dataset.image_size": Option(int, _POSITIVE, "Side of the square images, pixels."),
+    "dataset.image_size": Option(int, _between(1, 10**5),
+        "Side of the square images, pixels."),
     "dataset.channels": Option(int, ("must be 1 or 3", lambda v: v in (1, 3)),
         "1 for grey, 3 for RGB; images of the other kind are converted."),
-    "dataset.num_classes": Option(int, _POSITIVE, "Number of classes."),
+    "dataset.num_classes": Option(int, _between(1, 10**7), "Number of classes."),
     "dataset.mean": Option(tuple, _FINITE, "Mean of each channel; full scale is 1."),
     "dataset.std": Option(tuple, _SCALES, "Standard deviation of each, likewise."),
     "dataset.streaming": Option(False, None,
         "Whether each image is decoded when its turn comes, or all lie on the device. "
         "The rest of this section is read when streaming."),
-    "dataset.num_threads": Option(0, _NOT_NEGATIVE,
+    "dataset.num_threads": Option(0, _between(0, 1000),
         "Threads that a process decodes in; 0 is one a processor core."),
-    "dataset.num_workers": Option(0, _NOT_NEGATIVE,
+    "dataset.num_workers": Option(0, _between(0, 1000),
         "Worker processes; 0 decodes in the training process."),
     "dataset.min_crop_area": Option(0.08, _ABOVE_0,
         "Least area of the random box an image is trained on, as a fraction."),
@@ -147,8 +152,8 @@ OPTIONS = {
     "augment.crop_padding": Option(0, _NOT_NEGATIVE,
         "Pixels an image is shifted by at most, each way; 0 is off."),
     "augment.flip": Option(False, None, "Whether half of all images are mirrored."),
-    "augment.rand_augment": Option(0, _NOT_NEGATIVE, "Operations of RandAugment."),
-    "augment.magnitude": Option(9.0, ("must be from 0 to 10", lambda v: 0 <= v <= 10),
+    "augment.rand_augment": Option(0, _between(0, 100), "Operations of RandAugment."),
+    "augment.magnitude": Option(9.0, _between(0, 10),
         "Magnitude of RandAugment's operations, from 0 to 10."),
     "augment.erase": Option(0.0, _FRACTION, "Probability of a box full of noise."),
     "augment.mixup": Option(0.0, _NOT_NEGATIVE,

@@ -38,7 +38,8 @@ def folder(tmp_path, make_config):
 
 
 def test_lines_of_runs_and_damage(folder, capsys):
-    compare.main([str(folder)])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        compare.main([str(folder)])
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
     figures = ["epoch", "accuracy", "loss", "score_rank", "finished"]
@@ -52,7 +53,8 @@ def test_lines_of_runs_and_damage(folder, capsys):
 
 
 def test_for_programs(folder, capsys):
-    compare.main([str(folder), "--json"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        compare.main([str(folder), "--json"])
     found = json.loads(capsys.readouterr().out)
     assert [run["run"] for run in found] == [
         str(folder / name) for name in ("a", "c", "d", "deep/b")
@@ -61,7 +63,8 @@ def test_for_programs(folder, capsys):
     assert found[0]["finished"] is True
     assert found[1]["accuracy"] is None
     assert found[2].keys() == {"run", "error"}
-    compare.main([str(folder), "--csv"])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        compare.main([str(folder), "--csv"])
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["seed"] for row in rows] == ["1", "3", "", "2"]
     assert float(rows[0]["score_rank"]) == 4
@@ -72,9 +75,20 @@ def test_one_run_and_only_damaged_ones(folder, capsys, make_config):
     compare.main([str(folder / "a")])
     assert capsys.readouterr().out.splitlines()[0].split()[:2] == ["run", "epoch"]
     (folder / "d" / "config.json").write_text(to_json(make_config())[:-9])
-    compare.main([str(folder / "d")])
+    with pytest.raises(SystemExit, match=r"^1$"):
+        compare.main([str(folder / "d")])
     out, err = capsys.readouterr()
     assert (out, "config.json is damaged" in err) == ("", True)
+
+
+def test_a_loss_that_is_no_number_is_null(folder, capsys):
+    values = runs.read_history(folder / "a")
+    values["eval_loss"][:] = np.nan
+    values.to_netcdf(folder / "a" / "history.nc", engine="scipy")
+    compare.main([str(folder / "a"), "--json"])
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found[0]["loss"] is None
+    assert found[0]["accuracy"] == 0.5
 
 
 def test_no_runs(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -11,8 +13,10 @@ import pytest
 from PIL import Image
 from toy_runs import make_toy_run
 
+from svda_jax.__main__ import main
 from svda_jax.run import export
 
+ROOT = pathlib.Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 SIZES = (1, 3, 7)
 # What answers images, after the lines of a model card have loaded the model.
@@ -21,6 +25,9 @@ ANSWERS = {
     "onnx": "session.run(['probabilities'], {'images': some})[0]",
     "timm": "model(turn(some)).softmax(-1)",
     "transformers": "other(turn(some)).logits.softmax(-1)",
+    "augreg": "model(turn(some)).softmax(-1)",
+    "npz": "parameters[f'{layer}/sigma']",
+    "safetensors": "parameters['blocks.0.attention.sigma']",
 }
 PROGRAM = """
 import importlib.util
@@ -43,6 +50,24 @@ MORE["transformers"] = f"""{MORE["timm"]}
 import transformers
 other = transformers.AutoModelForImageClassification.from_pretrained(".").eval()
 """
+# AugReg's names; models of that kind take images from -1 to 1.
+MORE["augreg"] = """
+import timm, torch
+from timm.models.vision_transformer import _load_weights
+torch.set_grad_enabled(False)
+model = timm.create_model(
+    "vit_tiny_patch16_224", img_size=6, patch_size=2, in_chans=1, num_classes=7,
+    embed_dim=15, depth=2, num_heads=3, mlp_ratio=11 / 15, act_layer="gelu_tanh",
+    **{pooling},
+).eval()
+_load_weights(model, "model.npz")
+turn = lambda some: torch.from_numpy(np.float32(some.transpose(0, 3, 1, 2)) / 127.5 - 1)
+probabilities = model(turn(images[:1])).softmax(-1)
+"""
+POOLING = {
+    "cls": {},
+    "gap": {"global_pool": "avg", "class_token": False, "fc_norm": False},
+}
 
 
 @pytest.fixture
@@ -67,9 +92,12 @@ def ask(make_model_config, make_config, monkeypatch, tmp_path, rng):
         Image.fromarray(images[0, ..., 0]).save(out / "image.png")
         card = (out / "README.md").read_text().split("```python")[1].split("```")[0]
         library = library or format
-        more, answer = MORE.get(library, ""), ANSWERS[library]
+        pooling = str(POOLING.get(config.pool))
+        more = MORE.get(library, "").replace("{pooling}", pooling)
+        answer = ANSWERS[library]
         code = PROGRAM.format(card=card, more=more, answer=answer, sizes=SIZES)
-        for name in ("probabilities", *["attention"] * attention):
+        gives = "query" if library in ("npz", "safetensors") else "probabilities"
+        for name in (gives, *["attention"] * attention):
             code += f"np.save('{name}.npy', {name})\n"
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         done = subprocess.run(
@@ -127,6 +155,40 @@ def test_timm_and_transformers_open_a_softmax_model(ask, library, pool, gelu):
     pytest.importorskip(library)
     options = {"attention": "softmax", "pool": pool, "gelu": gelu}
     assert_same(*ask("safetensors", library, **options))
+
+
+@pytest.mark.parametrize("pool", POOLING)
+def test_timm_reads_an_npz_file_of_a_softmax_model(ask, pool):
+    pytest.importorskip("timm")
+    assert_same(*ask("npz", "augreg", attention="softmax", pool=pool))
+
+
+@pytest.mark.parametrize("format", ["npz", "safetensors"])
+def test_the_card_finds_the_parameters_of_an_svda_model(ask, format):
+    model, _, out = ask(format, attention="svda", spectrum_init="sqrt")
+    attention = model.blocks[0].attention
+    np.testing.assert_array_equal(np.load(out / "query.npy"), attention.query.kernel)
+    sigma = np.float32(5**0.5) * attention.relative_sigma[...]  # of K = 5
+    np.testing.assert_allclose(np.load(out / "found_1.npy"), sigma, rtol=1e-6)
+
+
+def test_readmes_line_for_onnx_writes_a_program(
+    make_model_config, make_config, monkeypatch, tmp_path
+):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    text = (ROOT / "README.md").read_text().partition("\n## Export\n")[2]
+    (line,) = (line for line in text.splitlines() if "--format=onnx" in line)
+    run = make_toy_run(make_model_config(), make_config(dataset__image_size=6))
+    monkeypatch.setattr(export.runs, "load", lambda workdir: run)
+    monkeypatch.chdir(tmp_path)
+    main(shlex.split(line, comments=True)[3:])
+    (path,) = tmp_path.rglob("model.onnx")
+    images = np.zeros((2, 6, 6, 2), np.uint8)
+    session = onnxruntime.InferenceSession(path)
+    (found,) = session.run(["probabilities"], {"images": images})
+    expected = jax.nn.softmax(jax.jit(run.model)(images)[0])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 def test_an_onnx_file_says_what_it_is(ask):

@@ -62,13 +62,13 @@ def machine(monkeypatch):
 def measured(tmp_path, machine):
     """Makes a data set of which only what was measured is there; its `load`."""
 
-    def make(num_images, *overrides, side=500, **splits):
+    def make(num_images, *overrides, side=500, channels=3, **splits):
         found = {
             "num_classes": 7,
             "splits": {"train": num_images, **splits},
             "side": side,
-            "mean": [0.5, 0.4, 0.3],
-            "std": [0.2, 0.2, 0.2],
+            "mean": [0.5, 0.4, 0.3][:channels],
+            "std": [0.2, 0.2, 0.2][:channels],
         }
         path = tmp_path / "mine" / "1.0.0" / "images.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +156,13 @@ def test_rules_by_number_of_images_and_machine(
 def test_size_by_the_size_of_images(measured):
     for side, expected in ((500, 64), (63, 56), (28, 24), (5, 8)):
         assert measured(100, test=5, side=side).dataset.image_size == expected
+
+
+def test_grey_images_such_as_digits_are_not_mirrored(measured):
+    colour, grey = measured(100), measured(100, channels=1)
+    assert (colour.augment.flip, grey.augment.flip) == (True, False)
+    assert "mirrored (--config.augment.flip=False where" in colour.note
+    assert "mirrored" not in grey.note
 
 
 def test_split_that_is_evaluated(measured):

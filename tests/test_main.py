@@ -1,9 +1,7 @@
 """The command line: what a user's mistake says, and whole programs."""
 
-import contextlib
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -11,10 +9,7 @@ import jax
 import pytest
 
 from svda_jax import UserError, main
-from svda_jax import __main__ as commands
-from svda_jax.__main__ import COMMANDS
 from svda_jax.devices import parallel
-from svda_jax.look import report
 from svda_jax.options import OPTIONS, REQUIRED, TYPES
 from svda_jax.train import loop as train
 
@@ -48,7 +43,7 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--workdri=x"], "Did you mean: workdir"),
         (["--confg=configs/digits.py"], "Unknown command line flag 'confg'"),
         (
-            [DIGITS, "--config.dataset.image_size=4000000"],
+            [DIGITS, "--config.dataset.image_size=100000"],
             "memory does not suffice: Una",
         ),
         ([DIGITS, "softmax"], "unexpected softmax"),
@@ -70,14 +65,15 @@ DIGITS = "--config=configs/digits.py"
         ([DIGITS, "--distributed"], "cannot join the other processes: "),
     ],
 )
-def test_a_mistake_ends_in_one_line(argv, message, monkeypatch):
+def test_a_mistake_ends_in_one_line(argv, message, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as exit_:
         main.main(["main", *argv])
-    said = str(exit_.value)
+    code = exit_.value.code  # a text is said at the end, for 1
+    said = capsys.readouterr().err if code == 2 else f"{code}\n"
     assert said.startswith("error: ")
     assert message in said
-    assert "\n" not in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("flag", [[DIGITS], ["--config", "configs/digits.py"]])
@@ -179,7 +175,7 @@ def test_nothing_slow_is_imported_before_the_program_starts_again(argv, said):
         text=True,
         check=True,
     )
-    assert said in done.stdout
+    assert said in done.stdout + done.stderr
     assert done.stdout.endswith("slow: []\n")
 
 
@@ -200,71 +196,6 @@ def test_a_flag_keeps_the_program_from_starting_again(monkeypatch, capsys):
             call()
         said = capsys.readouterr().err
         assert said == "\ninterrupted; the same line resumes the run\n"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_a_line_of_help_and_its_own(command, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "keep_memory", lambda: None)
-    commands.main(["--help"])
-    assert f"\n  {command} " in capsys.readouterr().out
-    with contextlib.suppress(SystemExit):
-        commands.main([command, "--help"])
-    assert len(capsys.readouterr().out.splitlines()) > 5
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train"}))
-def test_a_wrong_flag_is_one_line_and_code_2(command, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "keep_memory", lambda: None)
-    with pytest.raises(SystemExit, match=r"^2$"):
-        commands.main([command, "--workdri=x"])
-    said = capsys.readouterr().err
-    assert re.fullmatch(rf"error: .*; svda {command} --help says more\n", said)
-
-
-def test_a_command_that_is_none_or_is_interrupted_ends_in_one_line(monkeypatch, capsys):
-    with pytest.raises(SystemExit, match=r"^2$"):
-        commands.main(["trian"])
-    said = capsys.readouterr().err
-    assert said.startswith("error: no command trian; there are train, ")
-    assert said.count("\n") == 1
-
-    def main(argv):
-        assert argv == ["--x"]
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(report, "main", main)
-    with pytest.raises(SystemExit, match=r"^130$"):
-        commands.main(["report", "--x"])
-    assert capsys.readouterr().err == "\ninterrupted\n"
-
-
-def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, tmp_path):
-    def deny(*args):  # who runs the tests may be allowed everything
-        raise PermissionError(13, "Permission denied", str(tmp_path / "x"))
-
-    monkeypatch.setattr(pathlib.Path, "exists", deny)
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit, match=r"error: .*/x: Permission denied$"):
-        main.main(["main", DIGITS, f"--workdir={tmp_path / 'x'}"])
-
-
-@pytest.mark.parametrize("flag", ["--workdir=", "--config="])
-def test_a_name_too_long_is_one_line(flag, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit, match=r"^error: x+[^\s]*: File name too long$"):
-        main.main(["main", DIGITS, flag + 300 * "x"])
-
-
-@pytest.mark.parametrize("argv", [["svda_jax.main", "--help"], ["svda_jax", "--help"]])
-def test_output_that_nobody_reads_is_no_error(argv):
-    read, write = os.pipe()
-    os.close(read)
-    command = [sys.executable, "-m", *argv]
-    done = subprocess.run(
-        command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, check=False
-    )
-    os.close(write)
-    assert done.stderr == b""
 
 
 def test_a_platform_that_is_not_there_and_64_bits_are_one_line(monkeypatch):

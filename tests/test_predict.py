@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -68,8 +69,8 @@ def test_lines_of_files_folders_and_standard_input(run, files, say, monkeypatch)
     best, share = next(iter(run.predict(files[1]).items()))
     assert lines[1].startswith(f"{files[1]}  ")
     assert f"{share:.1%} {best}" in lines[1]
-    text = io.StringIO(f"{files[2]}\n\n{files[0]}\n")
-    monkeypatch.setattr("sys.stdin", text)
+    text = f"{files[2]}\r\n\n{files[0]}\n".encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
     code, lines, _ = say("--json", "--top=2", "-")
     said = [json.loads(line) for line in lines]
     assert [one["file"] for one in said] == [str(files[2]), str(files[0])]
@@ -78,11 +79,31 @@ def test_lines_of_files_folders_and_standard_input(run, files, say, monkeypatch)
 
 def test_others_go_on_where_a_file_cannot_be_read(files, say, tmp_path):
     files[1].write_text("no image")
-    code, lines, errors = say(files[0].parent, tmp_path / "no.png")
+    (tmp_path / "empty").mkdir()
+    (files[0].parent / "link.png").symlink_to("nowhere")
+    names = [tmp_path / "empty", "", "gs://x/a.png", files[0].parent, tmp_path / "no"]
+    code, lines, errors = say(*names)
     assert code == 1
     assert [line.split("  ")[0] for line in lines] == [str(files[0]), str(files[2])]
-    assert len(errors) == 2
-    assert errors[0].startswith(f"error: {files[1]} cannot be read as an image")
+    expected = [
+        f"left out 1, a broken link: {files[0].parent}/link.png",
+        f"error: {tmp_path}/empty has no images",
+        "error: a path is empty; ",
+        "error: gs://x/a.png: gs:// is not supported; ",
+        f"error: {files[1]} cannot be read as an image: ",
+        f"error: {tmp_path}/no cannot be read as an image: No such file",
+    ]
+    assert len(errors) == len(expected)
+    for line, start in zip(errors, expected, strict=True):
+        assert line.startswith(start)
+
+
+def test_a_name_of_another_encoding_comes_by_standard_input(files, say, monkeypatch):
+    path = os.fsencode(files[0].parent) + b"/caf\xe9.png"
+    os.rename(files[0], path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(path + b"\n")))
+    code, lines, _ = say("--json", "-")
+    assert (code, os.fsencode(json.loads(lines[0])["file"])) == (0, path)
 
 
 def test_pictures(files, say, tmp_path):
@@ -96,11 +117,19 @@ def test_pictures(files, say, tmp_path):
     assert lines[1].endswith(str(out / "a-2.png"))
     with pytest.raises(UserError, match="out exists; give another --out"):
         explain.main(["--workdir=run", str(files[0]), "--explain", f"--out={out}"])
+    with pytest.raises(OSError, match="/dev/null/x"):
+        explain.main(["--workdir=run", str(files[0]), "--explain", "--out=/dev/null/x"])
+
+
+def test_shares_that_are_no_numbers_are_null(run, files, say):
+    run.model.head.bias[...] = np.nan
+    (line,) = say("--json", "--top=1", files[0])[1]
+    assert json.loads(line, parse_constant=pytest.fail)["classes"] == {"class 0": None}
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
-    [(["--top=0", "a.png"], "--top=0 must be"), (["."], "has no images")],
+    [(["--top=0", "a.png"], "--top=0 must be"), (["--workdir=x", "a"], "x holds no")],
 )
 def test_bad_input(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -145,6 +145,26 @@ def test_pruned_run_is_a_run(trained, monkeypatch, capsys, no_report_pictures):
     assert 0 < max(jax.tree.leaves(difference)) < 0.03
 
 
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        ([], "0.99"),
+        (["--basis=sigma"], "sigma-0.99"),
+        (["--basis=weights", "--rank=2", "--pooled"], "weights-rank-2-pooled"),
+        (["--bound=0.5", "--pooled"], "bound-0.5-pooled"),
+    ],
+)
+def test_folders_of_other_rules_have_other_names(
+    options, ending, monkeypatch, tmp_path
+):
+    outs = []
+    monkeypatch.setattr(
+        pruning_run, "prune_run", lambda workdir, out, **options: outs.append(out)
+    )
+    prune_main([f"--workdir={tmp_path / 'run'}", *options])
+    assert outs == [tmp_path / f"run-pruned-{ending}"]
+
+
 def test_softmax_run_is_pruned_in_its_own_folder(
     trained, no_times, monkeypatch, tmp_path
 ):
@@ -204,7 +224,7 @@ def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, tmp_path):
         (["--workdir=/"], "/ holds no run"),
         ([f"--workdir={empty}"], "has no checkpoint yet"),
     ):
-        with pytest.raises(SystemExit, match=f"^error: .*{message}.*$"):
+        with pytest.raises(UserError, match=message):
             prune_main(["--workdir", str(workdir), *argv])
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 

@@ -53,6 +53,19 @@ def test_a_rate_that_was_not_measured_is_not_shown(
     assert not caplog.records  # tensorboardX warns of what is no number
 
 
+def test_a_spectrum_of_one_number_too_large_for_bins_has_no_histogram(
+    tmp_path, make_values, make_config
+):
+    values = make_values(0.5)
+    values["spectrum"][0] = 1e38
+    values["spectrum"][1] *= 1e38
+    with EventWriter(tmp_path, make_config(), last_step=0) as writer:
+        writer.write(3, values)
+    found = read_events(tmp_path).Tags()["histograms"]
+    assert "spectrum/layer_1" not in found
+    assert {"spectrum/layer_2", "score_spectrum/layer_1"} <= set(found)
+
+
 def test_history_is_one_labelled_data_set(tmp_path, make_values):
     history = History(tmp_path, last_step=0, attrs={"device": "cpu"})
     rows = [make_values(0.5), make_values(np.nan)]

@@ -10,7 +10,6 @@ cannot be read are left out, counted and named.
 """
 
 import collections
-import json
 import sys
 
 import numpy as np
@@ -22,7 +21,7 @@ from svda_jax.data.image_folder import describe_left_out, find_classes, name_cla
 from svda_jax.devices import parallel
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import quiet_orbax
-from svda_jax.run.console import align
+from svda_jax.run.console import align, to_json
 from svda_jax.run.predict import predict, predict_images, read_images
 
 MAX_SHOWN = 20  # classes of a matrix that a person can read
@@ -179,7 +178,7 @@ def main(argv=None):
     found["data"] = args.folder or f"{dataset.name} {args.split or own}"
     for line in describe_left_out(left_out):
         print(line, file=sys.stderr)
-    print(json.dumps(found) if args.json else _describe(found))
+    print(to_json(found) if args.json else _describe(found))
 
 
 def _describe(found):

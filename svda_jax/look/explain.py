@@ -6,13 +6,13 @@
 A line a file: its most probable classes. Folders are searched for images, "-" reads
 paths from standard input. --explain also writes a picture a file: attention followed
 through all layers, over the image, and that of the heads without which the model would
-be least sure of its answer. Files that cannot be read are named at the end, and the
-exit code is 1; the others go on.
+be least sure of its answer. What cannot be read is named at the end, and the exit
+code is 1; the others go on.
 """
 
 import collections
 import functools
-import json
+import os
 import sys
 
 import jax
@@ -22,11 +22,12 @@ from flax import nnx
 from matplotlib.figure import Figure
 
 from svda_jax import UserError, command_line, local_path
-from svda_jax.data.image_folder import walk
+from svda_jax.data.image_folder import describe_left_out, walk
 from svda_jax.look.figures import show, to_png
 from svda_jax.look.maps import look
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import quiet_orbax
+from svda_jax.run.console import to_json
 from svda_jax.run.predict import read_images
 
 NUM_HEADS = 3  # that a picture shows
@@ -109,27 +110,30 @@ def draw(image, rollout, maps, effects, title):
 
 
 def find_files(names):
-    """The files of names: files, folders of images, and "-" for lines of paths.
+    """What names stand for: files, folders of images, and "-" for lines of names.
 
-    Raises:
-      UserError: a folder has no images.
+    Returns:
+      The files; a `UserError` for each name that stands for none; and the paths of what
+      folders hold beside images, by reason.
     """
-    files = []
+    files, failed, left_out = [], [], collections.defaultdict(list)
     for name in names:
-        if name == "-":
-            files += [
-                local_path(line.rstrip("\n")) for line in sys.stdin if line.strip()
-            ]
-            continue
-        path = local_path(name)
-        if path.is_dir():
-            found = sorted(walk(path, collections.defaultdict(list)))
-            if not found:
-                raise UserError(f"{name} has no images")
-            files += found
-        else:
-            files.append(path)
-    return files
+        for one in _read_names() if name == "-" else [name]:
+            try:
+                path = local_path(one)
+                found = sorted(walk(path, left_out)) if path.is_dir() else [path]
+                if not found:
+                    raise UserError(f"{one} has no images")
+                files += found
+            except UserError as error:
+                failed.append(error)
+    return files, failed, left_out
+
+
+def _read_names():
+    """The lines of standard input, in whatever encoding names of files are."""
+    lines = (os.fsdecode(line).strip("\r\n") for line in sys.stdin.buffer)
+    return filter(None, lines)
 
 
 def main(argv=None):
@@ -148,11 +152,12 @@ def main(argv=None):
     out = local_path(args.out) if args.explain else None
     if out and out.exists():
         raise UserError(f"{out} exists; give another --out or remove it")
-    files = find_files(args.images)
+    files, failed, left_out = find_files(args.images)
     run = runs.load(args.workdir)
-    failed = []
     for start in range(0, len(files), _BATCH):
         failed += _say(run, files[start : start + _BATCH], args, out)
+    for line in describe_left_out(left_out):
+        print(line, file=sys.stderr)
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     sys.exit(1 if failed else 0)
@@ -175,7 +180,7 @@ def _say(run, files, args, out):
         if args.json:
             said = {"file": str(file), "classes": best}
             said |= {"picture": str(picture)} if picture else {}
-            print(json.dumps(said), flush=True)
+            print(to_json(said), flush=True)
         else:
             classes = "  ".join(f"{share:6.1%} {name}" for name, share in best.items())
             print(

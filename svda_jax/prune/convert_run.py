@@ -1,7 +1,6 @@
 """Converting a run: the SVDA run that comes of one with softmax attention."""
 
 import copy
-import sys
 
 import jax
 
@@ -130,10 +129,7 @@ def main(argv=None):
     quiet_orbax()
     options = vars(args)  # of `convert_run` too
     workdir, out = options.pop("workdir"), options.pop("out")
-    try:
-        out = out or runs.name_out(place(workdir), "converted")
-        text = convert_run(workdir, out, **options)
-    except (UserError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    out = out or runs.name_out(place(workdir), "converted")
+    text = convert_run(workdir, out, **options)
     print(f"\n{text}\nThe SVDA model is the run {out}. Train it further with")
     print("  " + go_on_from(out))

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +170,14 @@ def _measure(config, pruned, models, mesh, repeats):
     }
 
 
+def _name_out(workdir, *, basis, pooled, **options):
+    """The new run's folder, by what decides on directions where it is not the usual."""
+    name, value = next((n, options[n]) for n in RULES if options[n] is not None)
+    rule = f"{name}-{value}".removeprefix("rho-")
+    ending = [basis] * (basis != "score") + [rule] + ["pooled"] * pooled
+    return runs.name_out(workdir, "-".join(["pruned", *ending]))
+
+
 def main(argv=None):
     """Runs the command line."""
     parser = command_line("prune", pruning.__doc__)
@@ -197,13 +204,8 @@ def main(argv=None):
     workdir, out = options.pop("workdir"), options.pop("out")
     if all(options[name] is None for name in RULES):
         options["rho"] = DEFAULT_RHO
-    name, value = next((n, options[n]) for n in RULES if options[n] is not None)
-    try:
-        workdir = place(workdir)
-        rule = f"{name}-{value}".removeprefix("rho-")
-        out = out or runs.name_out(workdir, f"pruned-{rule}")
-        text = prune_run(workdir, out, **options)
-    except (UserError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    workdir = place(workdir)
+    out = out or _name_out(workdir, **options)
+    text = prune_run(workdir, out, **options)
     print(f"\n{text}\nThe shrunk model is the run {out}. Train it further with")
     print("  " + go_on_from(out))

@@ -5,11 +5,10 @@
 
 A line a run: the options that are not the same in all, and of the last evaluation
 epoch, accuracy, loss in nats and effective rank of the score, mean over heads. What is
-damaged is named behind.
+damaged is named behind, and the exit code is 1.
 """
 
 import csv
-import json
 import os
 import pathlib
 import sys
@@ -17,7 +16,7 @@ import sys
 from svda_jax import UserError, command_line, is_address, place
 from svda_jax.config import flatten
 from svda_jax.run import runs
-from svda_jax.run.console import align
+from svda_jax.run.console import align, to_json
 from svda_jax.run.mirror import reading
 
 # What is told of each run, and how a person reads it.
@@ -102,8 +101,14 @@ def main(argv=None):
     kind.add_argument("--json", action="store_true", help="print a JSON list")
     args = parser.parse_args(argv)
     found = compare(args.folder)
+    _print(found, args)
+    if any("error" in run for run in found):
+        sys.exit(1)
+
+
+def _print(found, args):
     if args.json:
-        print(json.dumps(found))
+        print(to_json(found))
         return
     whole = [run for run in found if "error" not in run]
     keys = list(whole[0]["options"]) if whole else []

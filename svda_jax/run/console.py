@@ -1,5 +1,6 @@
 """What a person sees on the screen while a run goes on."""
 
+import json
 import math
 import re
 
@@ -36,6 +37,24 @@ def align(rows):
         ).rstrip()
         for row in rows
     )
+
+
+def to_json(value, **options):
+    """JSON for any program: numbers that are not finite are null.
+
+    Args:
+      value: of dicts, lists, tuples, texts and numbers.
+      options: of `json.dumps`.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **options)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def say_start(config, workdir, mesh, params, train_data, eval_data):

@@ -84,12 +84,12 @@ class EventWriter:
                 self._add_scalar(step, tag, heads.mean())
         for name in ("spectrum", "score_spectrum"):
             for layer, spectrum in enumerate(values[name], start=1):
-                there = np.asarray(spectrum)
+                there = np.float64(spectrum)  # whose sum is finite too
                 there = there[np.isfinite(there)]
-                if not there.size:
-                    continue  # a score that is not finite
-                histogram = summary.histogram(f"{name}/layer_{layer}", there, bins=30)
-                self._add(step, summary=histogram)
+                # None is there, or all are one number with no room for bins about it.
+                with contextlib.suppress(ValueError):
+                    tag = f"{name}/layer_{layer}"
+                    self._add(step, summary=summary.histogram(tag, there, bins=30))
         self._flush()
 
     def write_step(self, step, values):

@@ -21,7 +21,6 @@ all weights of all layers and heads. Of parameters --config.init_from starts.
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import logging as python_logging
 import os
 import pathlib
@@ -39,6 +38,7 @@ from svda_jax.models.weights.write import write
 from svda_jax.run import runs
 from svda_jax.run.card import summarize, timm_config, write_card
 from svda_jax.run.checkpoints import quiet_orbax
+from svda_jax.run.console import to_json
 from svda_jax.run.mirror import exists
 
 PROGRAMS = ("stablehlo", "onnx")
@@ -122,7 +122,7 @@ def to_onnx(model, summary, *, attention=False):
             input_names=["images"],
             output_names=names,
         )
-    texts = {key: json.dumps(value) for key, value in summary.items()}
+    texts = {key: to_json(value) for key, value in summary.items()}
     onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto, full_check=True)
     return proto.SerializeToString()
@@ -166,11 +166,11 @@ def export_run(workdir, out, *, format, attention=False):
             family = choose_family(model.config, format)
             params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
             write(file, params, model.config, family=family)
-            (folder / "run.json").write_text(json.dumps(summary["config"], indent=2))
+            (folder / "run.json").write_text(to_json(summary["config"], indent=2))
         if family == "timm":
             config = timm_config(summary, model.config)
-            (folder / "config.json").write_text(json.dumps(config, indent=2))
-        (folder / "model.json").write_text(json.dumps(summary, indent=2))
+            (folder / "config.json").write_text(to_json(config, indent=2))
+        (folder / "model.json").write_text(to_json(summary, indent=2))
         card = write_card(summary, model, family or format, attention=attention)
         (folder / "README.md").write_text(card, encoding="utf-8")
 
