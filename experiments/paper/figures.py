@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from svda_jax.look.figures import KINDS
+from svda_jax.look.style import KINDS
 from svda_jax.models.indicators import INDICATORS, of_spectrum
 
 NAMES = {"softmax": "softmax", "svda": "SVDA"}

@@ -5,7 +5,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from experiments.paper.figures import NAMES, style_axes
-from svda_jax.look.figures import KINDS
+from svda_jax.look.style import KINDS
 
 # Those of softmax attention and of SVDA, in all figures.
 _COLORS = dict(zip(NAMES, KINDS, strict=False))

@@ -32,7 +32,7 @@ from experiments.paper.comparison import (
 from experiments.paper.figures import NAMES, save, style_axes
 from svda_jax import UserError
 from svda_jax.devices.memory import keep_memory
-from svda_jax.look.figures import KINDS
+from svda_jax.look.style import KINDS
 from svda_jax.models.indicators import effective_rank
 from svda_jax.run import runs
 
