@@ -96,17 +96,35 @@ def keep_text(texts):
 
 
 def legend_above(figure, ax, note):
-    """The labels of a panel above the figure, and what its lines are."""
-    handles, labels = ax.get_legend_handles_labels()
+    """A note above the figure, and the labels of a panel, or of none."""
+    handles, labels = ax.get_legend_handles_labels() if ax else ([], [])
+    short = max(map(len, labels), default=0) < 30
     legend = figure.legend(
         handles,
         labels,
         title=note,
         loc="outside upper left",
-        ncols=4 if max(map(len, labels), default=0) < 30 else 1,
+        ncols=4 if short and figure.get_figwidth() > 8 else 1,
         frameon=False,
         fontsize=8,
         title_fontsize=8,
         alignment="left",
+    )
+    keep_text(legend.texts)
+
+
+def legend_below(ax, handles=None, labels=None):
+    """The labels of a panel, or those given, under it, where they cover nothing."""
+    if handles is None:
+        handles, labels = ax.get_legend_handles_labels()
+    legend = ax.legend(
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(-0.08, -0.15),
+        ncols=2 if max(map(len, labels)) < 30 else 1,
+        columnspacing=1,
+        frameon=False,
+        fontsize=8,
     )
     keep_text(legend.texts)
