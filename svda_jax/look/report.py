@@ -23,7 +23,7 @@ from svda_jax import UserError, command_line, local_path
 from svda_jax.config import flatten
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
-from svda_jax.look import figures
+from svda_jax.look import figures, pictures, style
 from svda_jax.look.evaluate import MAX_SHOWN, by_class, draw_confusion
 from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS, of_score
@@ -97,25 +97,21 @@ def write_report(workdir, *, compare=None, out=None):
     if len({run["name"] for run in described}) < len(described):
         for run, path in zip(described, workdirs, strict=True):
             run["name"] = str(path.resolve())
-    for name, what in _FIGURES.items():
-        drawn = [run for run in described if run[name]]
-        # Sigma and singular values have no unit in common.
-        if name != "spectra" or len({run["attention"] for run in drawn}) == 1:
-            figures.share_scales([run[name] for run in drawn])
-        for run in drawn:
-            run[name] = _picture(run[name], what)
-    looked = [run["images"] for run in described if isinstance(run["images"], _Images)]
-    for alike in zip(*(images.drawn for images in looked), strict=False):
-        figures.share_scales([figure for figure, _ in alike])
-    for images in looked:
-        images.drawn[:] = [_picture(*one) for one in images.drawn]
+    for run in described:
+        for name, what in _FIGURES.items():
+            run[name] = run[name] and _picture(run[name], what)
+        if isinstance(run["images"], _Images):
+            run["images"].drawn[:] = [_picture(*one) for one in run["images"].drawn]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("svda_jax.look", "."), autoescape=True
     )
-    histories = {run["name"]: run["history"] for run in described}
+    drawn = [
+        figures.Drawn(run["name"], run["attention"], run["history"])
+        for run in described
+    ]
     page = environment.get_template("report.html").render(
         runs=described,
-        curves=_picture(figures.curves(histories), "loss and accuracy over epochs"),
+        curves=_picture(figures.curves(drawn), "loss and accuracy over epochs"),
         indicators=INDICATORS,
         of_score=OF_SCORE,
         differing=_differing(described),
@@ -134,6 +130,7 @@ def _describe(workdir):
     history = runs.read_history(workdir)
     last = history.isel(step=-1)
     values = last["indicators"].values  # [6, L, H]
+    drawn = figures.Drawn(workdir.name, config.model.attention, history)
     return {
         "name": workdir.resolve().name,
         "config": config,
@@ -152,13 +149,13 @@ def _describe(workdir):
             float(last["retained_rank"].mean()),
             last.sizes["direction"],
         ),
-        **_describe_score(last),
+        **_describe_score(last, drawn),
         "speed": _speed(history),
         **_describe_classes(history),
-        "by_epoch": figures.indicators_by_epoch(history),
-        "by_layer": figures.indicators_by_layer(history),
-        "heat_maps": figures.heat_maps(values),
-        "spectra": figures.spectra(last["spectrum"].values),
+        "by_epoch": figures.indicators_by_epoch([drawn]),
+        "by_layer": figures.indicators_by_layer([drawn]),
+        "heat_maps": figures.heat_maps(values, last.sizes["direction"]),
+        "spectra": figures.spectra([drawn]),
         "pruned": _describe_pruning(workdir),
         "images": _look_at_images(workdir, config),
     }
@@ -174,7 +171,7 @@ def _describe_classes(history):
     return {"classes": by_class(confusion, names), "confusion": drawn or None}
 
 
-def _describe_score(last):
+def _describe_score(last, drawn):
     """The score's own spectrum; None where a run did not measure it."""
     if "score_spectrum" not in last:
         return {"score": None, "score_spectra": None}
@@ -182,7 +179,7 @@ def _describe_score(last):
     heads = of_score(spectrum)
     return {
         "score": {k: (v.mean(), v.std(), v.min(), v.max()) for k, v in heads.items()},
-        "score_spectra": figures.spectra(spectrum, "logits"),
+        "score_spectra": figures.score_spectra([drawn]),
     }
 
 
@@ -245,13 +242,13 @@ def _look_at_images(workdir, config):
     worst = np.argsort(given, kind="stable")[:NUM_WORST]
     return _Images(
         drawn=[
-            (figures.rollouts(images, rollout, titles), "attention rollout"),
+            (pictures.rollouts(images, rollout, titles), "attention rollout"),
             (
-                figures.gallery(data.get(places[worst])[0], [title(i) for i in worst]),
+                pictures.gallery(data.get(places[worst])[0], [title(i) for i in worst]),
                 "worst-classified images",
             ),
             *(
-                (figures.attention_grid(images[i], maps[i], titles[i]), titles[i])
+                (pictures.attention_grid(images[i], maps[i], titles[i]), titles[i])
                 for i in shown
             ),
         ],
@@ -272,7 +269,7 @@ def _differing(described):
 
 def _picture(figure, description):
     """A figure as an img element with the picture inside."""
-    data = base64.b64encode(figures.to_png(figure, dpi=110)).decode()
+    data = base64.b64encode(style.to_png(figure, dpi=110)).decode()
     return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
         description, Markup(data)
     )
