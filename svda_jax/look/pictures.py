@@ -14,9 +14,9 @@ from PIL import Image
 
 from svda_jax.look.style import WIDTH, keep_text, label_axes, subplots
 
-_OCTAVES = 3  # doublings and halvings of uniform attention
+OCTAVES = 3  # doublings and halvings of uniform attention
 _MAP = colormaps["PRGn"]
-_SCALE = Normalize(-_OCTAVES, _OCTAVES)
+_SCALE = Normalize(-OCTAVES, OCTAVES)
 
 
 def overlay(image, attention, side):
@@ -44,7 +44,7 @@ def color_bar(figure, axes, label="attention (1 = uniform)"):
     bar = figure.colorbar(
         ScalarMappable(_SCALE, _MAP), ax=axes, shrink=0.8, extend="both"
     )
-    octaves = range(-_OCTAVES, 1 + _OCTAVES)
+    octaves = range(-OCTAVES, 1 + OCTAVES)
     bar.set_ticks(
         octaves, labels=[f"{2**n}" if n >= 0 else f"1/{2**-n}" for n in octaves]
     )
@@ -126,3 +126,21 @@ def show(ax, image):
     else:
         ax.imshow(image.astype(np.uint8))
     ax.set_axis_off()
+
+
+def to_levels(attention):
+    """Attention on the scale of `overlay`, as indices of `colors`.
+
+    Args:
+      attention: of any shape, 1 where it is uniform.
+
+    Returns:
+      uint8 of that shape: 0 an eighth of uniform and less, 255 eight times and more.
+    """
+    doublings = np.log2(np.maximum(attention, 1e-6))
+    return np.rint(255 * np.clip(_SCALE(doublings), 0, 1)).astype(np.uint8)
+
+
+def colors():
+    """The colours of `to_levels`: `[256, 3]` uint8."""
+    return _MAP(np.arange(256), bytes=True)[:, :3]
