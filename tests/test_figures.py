@@ -207,8 +207,8 @@ def overlapping(texts, renderer):
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (20, 12, 12)])
 def test_labels_do_not_collide(rng, sizes):
-    num_steps, num_layers, num_heads = sizes
     history = make_history(rng, *sizes)
+    _, num_layers, num_heads = sizes
     spectrum = rng.normal(size=(1, num_layers, num_heads, 64))
     runs = [
         Drawn("a longer name of a run-0", "svda", history),

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from experiments.benchmarks.speed import create_config, create_step
 from experiments.benchmarks.table import Table
 from svda_jax.devices.timing import measure
+from svda_jax.look.style import COLORS
 
 
 def scaling(repeats):
@@ -84,7 +85,8 @@ def _plot_scaling(curves):
     for ax, size in zip(axes.flat, sizes, strict=True):
         for attention, style in (("softmax", "o--"), ("svda", "s-")):
             xs, ys = curves[size, attention]
-            ax.loglog(xs, ys, style, label=attention, markersize=5)
+            color = COLORS[attention]
+            ax.loglog(xs, ys, style, color=color, label=attention, markersize=5)
         ax.set(title=size, ylabel="ms")
         ax.set_xticks(xs, [str(x) for x in xs])
         ax.minorticks_off()

@@ -265,7 +265,7 @@ def _heat_map(ax, values, name, num_directions):
     low, high = (end(num_directions) for end in indicator.range)
     _cells(ax, values, low, high)
     label_axes(ax, f"{indicator.label} ({low:.3g} to {high:.3g})", "head", "layer")
-    width = 72 * 0.8 * ax.figure.get_figwidth() / _columns(ax) / values.shape[1]
+    width = _width(ax) / values.shape[1]
     if width < 13:  # points, of a cell: too little for numbers
         return
     style = {"ha": "center", "va": "center", "fontsize": min(8, width / 2.7)}
@@ -277,8 +277,10 @@ def _heat_map(ax, values, name, num_directions):
             ax.text(1 + head, 1 + layer, text, color=color, **style)
 
 
-def _columns(ax):
-    return ax.get_subplotspec().get_gridspec().ncols
+def _width(ax):
+    """Of a panel in points, about."""
+    columns = ax.get_subplotspec().get_gridspec().ncols
+    return 72 * 0.8 * ax.figure.get_figwidth() / columns
 
 
 def _cells(ax, values, low, high):
@@ -286,6 +288,8 @@ def _cells(ax, values, low, high):
     edges = [np.arange(0.5, 1 + size) for size in values.shape]
     picture = ax.pcolormesh(*edges[::-1], values, cmap=QUANTITY, vmin=low, vmax=high)
     ax.invert_yaxis()
-    for axis, size in zip((ax.yaxis, ax.xaxis), values.shape, strict=True):
-        axis.set_ticks(range(1, 1 + size, -(-size // 16)))
+    rows, columns = values.shape
+    ax.set_yticks(range(1, 1 + rows, -(-rows // 16)))
+    room = int(_width(ax) / 15)  # for as many labels of two digits
+    ax.set_xticks(range(1, 1 + columns, -(-columns // room)))
     return picture
