@@ -88,6 +88,19 @@ def test_runs_of_different_length_are_drawn_over_the_fraction_of_training(rng):
     np.testing.assert_allclose(b, [0, 0.25, 0.5, 0.75, 1])
 
 
+def test_run_that_was_not_trained_lies_at_the_start(rng):
+    converted = make_history(rng, 1)
+    assert float(converted.epoch[0]) == 0
+    runs = [Drawn("a", "svda", converted), Drawn("b", "softmax", make_history(rng, 5))]
+    ax = figures.curves(runs).axes[0]
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [0])
+
+
+def test_unknown_attention_is_named(rng):
+    with pytest.raises(ValueError, match="attention=SVDA must be svda or softmax"):
+        figures.curves([Drawn("a", "SVDA", make_history(rng))])
+
+
 def test_heat_maps_have_the_range_of_theory_and_say_their_values(rng):
     values = np.float32(rng.uniform(0, 1, size=(6, 2, 3)))
     values[1] *= 16

@@ -204,6 +204,8 @@ def _styles(runs):
     """Colour and line style of each run, dicts of one's own."""
     seen = collections.Counter()
     for run in runs:
+        if run.attention not in COLORS:
+            raise ValueError(f"attention={run.attention} must be {' or '.join(COLORS)}")
         style = STYLES[seen[run.attention] % len(STYLES)]
         seen[run.attention] += 1
         yield {"color": COLORS[run.attention], "ls": style}
@@ -215,7 +217,9 @@ def _progress(runs):
     Epochs, or the fraction of training where runs are not of one length.
     """
     epochs = [np.asarray(run.history["epoch"]) for run in runs]
-    lengths = [run.num_epochs or at[-1] for run, at in zip(runs, epochs, strict=True)]
+    lengths = [
+        run.num_epochs or at[-1] or 1 for run, at in zip(runs, epochs, strict=True)
+    ]
     if max(lengths) - min(lengths) < 0.5:
         return epochs, "epoch"
     fractions = [at / length for at, length in zip(epochs, lengths, strict=True)]
