@@ -1,5 +1,6 @@
 """Figures draw at every size, and show the numbers that they were given."""
 
+import itertools
 import re
 from xml.etree import ElementTree
 
@@ -85,6 +86,19 @@ def test_runs_of_different_length_are_drawn_over_the_fraction_of_training(rng):
     a, _, b, _ = (line.get_xdata() for line in axes[0][0].lines)
     np.testing.assert_allclose(a, [0, 0.5, 1])
     np.testing.assert_allclose(b, [0, 0.25, 0.5, 0.75, 1])
+
+
+def test_run_that_was_not_trained_lies_at_the_start(rng):
+    converted = make_history(rng, 1)
+    assert float(converted.epoch[0]) == 0
+    runs = [Drawn("a", "svda", converted), Drawn("b", "softmax", make_history(rng, 5))]
+    ax = figures.curves(runs).axes[0]
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), [0])
+
+
+def test_unknown_attention_is_named(rng):
+    with pytest.raises(ValueError, match="attention=SVDA must be svda or softmax"):
+        figures.curves([Drawn("a", "SVDA", make_history(rng))])
 
 
 def test_heat_maps_have_the_range_of_theory_and_say_their_values(rng):
@@ -188,3 +202,57 @@ def test_svg_of_a_page(rng):
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "$a_{$ <b>" in texts
     assert style.to_svg(figures.curves([run]), "curves of <b>") == svgs[0]
+
+
+def overlapping(texts, renderer):
+    """Pairs of texts that are drawn over each other."""
+    boxes = [
+        (text.get_text(), text.get_window_extent(renderer))
+        for text in texts
+        if text.get_text() and text.get_visible()
+    ]
+    return [
+        (a, b)
+        for (a, one), (b, other) in itertools.combinations(boxes, 2)
+        if one.overlaps(other)
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (20, 12, 12)])
+def test_labels_do_not_collide(rng, sizes):
+    history = make_history(rng, *sizes)
+    _, num_layers, num_heads = sizes
+    spectrum = rng.normal(size=(1, num_layers, num_heads, 64))
+    runs = [
+        Drawn("a longer name of a run-0", "svda", history),
+        Drawn("a longer name of a run-1", "softmax", history),
+    ]
+    spectra = [
+        Drawn(run.label, run.attention, {"score_spectrum": spectrum}) for run in runs
+    ]
+    heads = rng.normal(size=(num_layers, num_heads, 64))
+    image = np.zeros((32, 32, 3), np.uint8)
+    maps = rng.uniform(size=(num_layers, num_heads, 14, 14))
+    for figure in (
+        figures.curves(runs),
+        figures.indicators_by_epoch(runs),
+        figures.indicators_by_layer(runs),
+        figures.heat_maps(64 * runs[0].last("indicators"), 64),
+        figures.heat_map(runs[0].last("indicators")[0], "effective_rank", 64),
+        figures.score_spectra(spectra),
+        figures.kept_directions(heads, np.abs(heads) > 1),
+        pictures.attention_grid(image, maps, "true: 3"),
+    ):
+        style.to_rgb(figure)
+        renderer = figure.canvas.get_renderer()
+        texts = [text for legend in figure.legends for text in legend.get_texts()]
+        for ax in figure.axes:
+            texts += [ax.title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+            for axis in (ax.xaxis, ax.yaxis):
+                low, high = sorted(axis.get_view_interval())
+                texts += [
+                    tick.label1
+                    for tick in axis.get_major_ticks()
+                    if low <= tick.get_loc() <= high and tick.label1.get_visible()
+                ]
+        assert not overlapping(texts, renderer)

@@ -204,6 +204,8 @@ def _styles(runs):
     """Colour and line style of each run, dicts of one's own."""
     seen = collections.Counter()
     for run in runs:
+        if run.attention not in COLORS:
+            raise ValueError(f"attention={run.attention} must be {' or '.join(COLORS)}")
         style = STYLES[seen[run.attention] % len(STYLES)]
         seen[run.attention] += 1
         yield {"color": COLORS[run.attention], "ls": style}
@@ -215,7 +217,9 @@ def _progress(runs):
     Epochs, or the fraction of training where runs are not of one length.
     """
     epochs = [np.asarray(run.history["epoch"]) for run in runs]
-    lengths = [run.num_epochs or at[-1] for run, at in zip(runs, epochs, strict=True)]
+    lengths = [
+        run.num_epochs or at[-1] or 1 for run, at in zip(runs, epochs, strict=True)
+    ]
     if max(lengths) - min(lengths) < 0.5:
         return epochs, "epoch"
     fractions = [at / length for at, length in zip(epochs, lengths, strict=True)]
@@ -265,7 +269,7 @@ def _heat_map(ax, values, name, num_directions):
     low, high = (end(num_directions) for end in indicator.range)
     _cells(ax, values, low, high)
     label_axes(ax, f"{indicator.label} ({low:.3g} to {high:.3g})", "head", "layer")
-    width = 72 * 0.8 * ax.figure.get_figwidth() / _columns(ax) / values.shape[1]
+    width = _width(ax) / values.shape[1]
     if width < 13:  # points, of a cell: too little for numbers
         return
     style = {"ha": "center", "va": "center", "fontsize": min(8, width / 2.7)}
@@ -277,8 +281,10 @@ def _heat_map(ax, values, name, num_directions):
             ax.text(1 + head, 1 + layer, text, color=color, **style)
 
 
-def _columns(ax):
-    return ax.get_subplotspec().get_gridspec().ncols
+def _width(ax):
+    """Of a panel in points, about."""
+    columns = ax.get_subplotspec().get_gridspec().ncols
+    return 72 * 0.8 * ax.figure.get_figwidth() / columns
 
 
 def _cells(ax, values, low, high):
@@ -286,6 +292,8 @@ def _cells(ax, values, low, high):
     edges = [np.arange(0.5, 1 + size) for size in values.shape]
     picture = ax.pcolormesh(*edges[::-1], values, cmap=QUANTITY, vmin=low, vmax=high)
     ax.invert_yaxis()
-    for axis, size in zip((ax.yaxis, ax.xaxis), values.shape, strict=True):
-        axis.set_ticks(range(1, 1 + size, -(-size // 16)))
+    rows, columns = values.shape
+    ax.set_yticks(range(1, 1 + rows, -(-rows // 16)))
+    room = int(_width(ax) / 15)  # for as many labels of two digits
+    ax.set_xticks(range(1, 1 + columns, -(-columns // room)))
     return picture

@@ -6,16 +6,16 @@ less. The scale is the same in all pictures. Figures are matplotlib's, as in `fi
 """
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
 from svda_jax.look.style import WIDTH, keep_text, label_axes, subplots
 
 OCTAVES = 3  # doublings and halvings of uniform attention
-_MAP = colormaps["PRGn"]
+# White between two colours of one lightness: neither end hides the image.
+_MAP = LinearSegmentedColormap.from_list("attention", ["#8a3fb0", "white", "#1f9440"])
 _SCALE = Normalize(-OCTAVES, OCTAVES)
 
 
@@ -28,15 +28,18 @@ def overlay(image, attention, side):
       side: of the picture, in pixels; at least g.
 
     Returns:
-      `[side, side, 3]` float in [0, 1]: the image in grey, no darker than a third,
-      times the colour of attention.
+      `[side, side, 3]` float in [0, 1]: the image in grey, from a half to 1, times the
+      colour of attention.
     """
     pixels = np.asarray(image).astype(np.uint8)
     grey = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-    grey = np.asarray(grey.convert("L").resize((side, side), Image.Resampling.BICUBIC))
+    # Pixels that are larger than those of the picture stay squares.
+    finer = len(pixels) < side
+    resample = Image.Resampling.NEAREST if finer else Image.Resampling.LANCZOS
+    grey = np.asarray(grey.convert("L").resize((side, side), resample), np.float32)
     patch = np.arange(side) * len(attention) // side
     doublings = np.log2(np.maximum(attention, 1e-6))[np.ix_(patch, patch)]
-    return (1 + 2 * grey[..., None] / 255) / 3 * _MAP(_SCALE(doublings))[..., :3]
+    return (0.5 + grey[..., None] / 510) * _MAP(_SCALE(doublings))[..., :3]
 
 
 def color_bar(figure, axes, label="attention (1 = uniform)"):
