@@ -91,7 +91,7 @@ def no_pictures(monkeypatch):
 @pytest.fixture
 def no_report_pictures(monkeypatch):
     """A report's pictures are empty: they take most of its time; see test_report."""
-    monkeypatch.setattr("svda_jax.look.figures.to_png", lambda figure, dpi: b"")
+    monkeypatch.setattr("svda_jax.look.style.to_png", lambda figure, dpi: b"")
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def test_evaluation_of_a_score_that_is_not_finite_says_nan(
         assert np.isfinite(measured[name][1, 1:]).all(), name
     of_none = measured | {"score_spectrum": np.full((2, 3, 5), np.nan)}
     assert np.isnan(I.of_score(of_none["score_spectrum"])["score_strength"]).all()
-    draw_pictures([], [], [], of_none)
+    draw_pictures([], [], [], "svda", of_none)
     with EventWriter(tmp_path, recipe("digits"), last_step=0) as events:
         events.write(1, of_none)
 

@@ -156,7 +156,7 @@ def test_a_split_run_starts_from_another(train, split, whole, tmp_path):
 def test_a_split_run_is_reported_pruned_and_trained_further(
     split, whole, see_devices, tmp_path, monkeypatch, no_report_pictures
 ):
-    page = write_report(split, compare=whole, out=tmp_path / "page.html").read_text()
+    page = write_report(split, compare=[whole], out=tmp_path / "page.html").read_text()
     assert "of 77 images are classified wrongly" in page
     times = {"original": np.ones(1), "shrunk": np.ones(1)}
     measured = {"inference": times, "training step": times}

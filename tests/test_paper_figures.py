@@ -7,6 +7,8 @@ import xarray as xr
 from experiments.paper import figures as paper_figures
 from experiments.paper.comparison import Comparison
 from svda_jax.devices.timing import spread
+from svda_jax.look.pictures import overlay
+from svda_jax.look.style import COLORS
 from svda_jax.models.indicators import INDICATORS
 
 
@@ -61,28 +63,47 @@ def test_figures_show_the_histories(known):
         "SVDA, 2 seeds",
     ]
     (ax,) = paper_figures.time_per_epoch([known]).axes
-    assert [bar.get_height() for bar in ax.patches] == pytest.approx([2.0, 2.1])
-    assert "+5.0 % for SVDA" in ax.get_title()
-    for over, axis in (("epoch", ("layer", "head")), ("layer", ("head",))):
-        figure = paper_figures.indicators([known], over)
-        titles = [ax.get_title() for ax in figure.axes]
-        assert titles[3] == "(d) effective rank\nof the score, softmax"
-        assert titles[7] == "(h) angular alignment\nsoftmax"
-        assert titles[-2] == "(n) effective rank\nof sigma, SVDA"
-        for panel, variant, read in (
-            (3, "softmax", score_rank),
-            (
-                7,
-                "softmax",
-                lambda h: h["indicators"].sel(indicator="angular_alignment"),
-            ),
-            (-2, "svda", lambda h: h["indicators"].sel(indicator="effective_rank")),
-        ):
-            runs = [h for h in known.histories[variant] if h is not None]
-            chosen = [read(history).mean(axis) for history in runs]
+    one, pairs, step, *_ = ax.lines
+    assert one.get_ydata()[0] == 1
+    np.testing.assert_allclose(pairs.get_ydata(), [1.05, 1.05, np.nan])
+    assert step.get_ydata() == pytest.approx([1.05])
+
+
+@pytest.mark.parametrize(
+    ("over", "axes"), [("epoch", ("layer", "head")), ("layer", ("head",))]
+)
+def test_both_attentions_lie_in_the_panel_of_an_indicator(known, over, axes):
+    figure = paper_figures.indicators([known], over)
+    titles = [ax.get_title() for ax in figure.axes]
+    for title, attentions, read in (
+        ("(b) effective rank of the score", ("softmax", "svda"), score_rank),
+        (
+            "(d) angular alignment",
+            ("softmax", "svda"),
+            lambda h: h["indicators"].sel(indicator="angular_alignment"),
+        ),
+        (
+            "(h) effective rank of sigma",
+            ("svda",),
+            lambda h: h["indicators"].sel(indicator="effective_rank"),
+        ),
+    ):
+        lines = figure.axes[titles.index(title)].lines
+        for line, attention in zip(lines, attentions, strict=True):
+            runs = [h for h in known.histories[attention] if h is not None]
+            chosen = [read(history).mean(axes) for history in runs]
             values = np.array([h if over == "epoch" else h[-1] for h in chosen])
-            line = figure.axes[panel].lines[0]
             np.testing.assert_allclose(line.get_ydata(), values.mean(0), rtol=1e-5)
+            assert line.get_color() == COLORS[attention]
+
+
+def test_data_sets_have_line_styles_and_share_the_fraction_of_training(known):
+    longer = [make_history([0.1, 0.2, 0.3], [1, 1, 1], s) for s in range(3)]
+    other = Comparison("other", {}, {"softmax": longer, "svda": [None] * 3}, {})
+    ax, *_ = paper_figures.indicators([known, other], "epoch").axes
+    assert ax.get_xlabel() == "fraction of training"
+    assert [line.get_linestyle() for line in ax.lines] == ["-", "-", "--"]
+    np.testing.assert_allclose(ax.lines[2].get_xdata(), [1 / 3, 2 / 3, 1])
 
 
 @pytest.mark.parametrize(("num_layers", "channels"), [(1, 3), (3, 1)])
@@ -96,12 +117,16 @@ def test_picture_of_attention(num_layers, channels):
     bars, last = figure.axes[columns - 1], figure.axes[4 * columns - 1]
     heights = [bar.get_height() for bar in bars.patches]
     np.testing.assert_allclose(heights, np.sort(np.abs(spectrum[-1, 1]))[::-1])
-    np.testing.assert_array_equal(last.images[0].get_array(), maps[2, -1, 1])
+    shown = last.images[0].get_array()
+    over = overlay(images[2], maps[2, -1, 1], len(shown))
+    np.testing.assert_array_equal(shown, over)
 
 
 def test_figures_are_the_same_bytes_again(known, tmp_path):
-    for name in ("one", "two"):
-        paper_figures.save(paper_figures.accuracy([known]), tmp_path / name)
-    for ending in ("svg", "png"):
-        first, second = (tmp_path / f"{n}.{ending}" for n in ("one", "two"))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        paper_figures.save(paper_figures.accuracy([known]), tmp_path / folder / "it")
+    for name in ("it.svg", "it.png"):
+        first, second = (tmp_path / folder / name for folder in ("one", "two"))
         assert first.read_bytes() == second.read_bytes()
+    assert ">accuracy (%)</text>" in (tmp_path / "one" / "it.svg").read_text()

@@ -97,10 +97,12 @@ def test_runs_of_one_name_are_told_apart(workdirs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         report.figures, "curves", lambda runs: curves(drawn.append(list(runs)) or runs)
     )
-    monkeypatch.setattr("svda_jax.look.figures.to_png", lambda figure, dpi: b"")
+    monkeypatch.setattr("svda_jax.look.style.to_png", lambda figure, dpi: b"")
     other = shutil.copytree(workdirs["softmax"], tmp_path / workdirs["svda"].name)
     write_report(workdirs["svda"], compare=other, out=tmp_path / "page.html")
-    assert drawn == [[str(workdirs["svda"]), str(other)]]
+    assert [[run.label for run in runs] for runs in drawn] == [
+        [str(workdirs["svda"]), str(other)]
+    ]
 
 
 def test_names_are_escaped(both):

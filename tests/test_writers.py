@@ -239,7 +239,7 @@ def test_pictures_and_the_number_of_tags(tmp_path, make_config, rng):
     with EventWriter(tmp_path, make_config(), last_step=0) as writer:
         writer.write(45, values)
         titles = ["true: 1\npredicted: 7"] * 4
-        writer.write_pictures(45, draw_pictures(images, maps, titles, values))
+        writer.write_pictures(45, draw_pictures(images, maps, titles, "svda", values))
     tags = read_events(tmp_path).Tags()
     names = [f"indicators/{name}/heads" for name in INDICATORS]
     names += [

@@ -5,11 +5,11 @@ import math
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.benchmarks.speed import create_config, create_step
 from experiments.benchmarks.table import Table
 from svda_jax.devices.timing import measure
+from svda_jax.look.style import COLORS, label_axes, legend_above, subplots
 
 
 def scaling(repeats):
@@ -79,17 +79,19 @@ def scaling(repeats):
 
 def _plot_scaling(curves):
     sizes = list(dict.fromkeys(size for size, _ in curves))
-    figure = Figure(figsize=(9, 5.4), layout="constrained")
-    axes = figure.subplots(2, 3)
+    figure, axes = subplots(2, 3, width=9, height=5.4, sharey=True)
     for ax, size in zip(axes.flat, sizes, strict=True):
         for attention, style in (("softmax", "o--"), ("svda", "s-")):
             xs, ys = curves[size, attention]
-            ax.loglog(xs, ys, style, label=attention, markersize=5)
-        ax.set(title=size, ylabel="ms")
+            color = COLORS[attention]
+            ax.loglog(xs, ys, style, color=color, label=attention, markersize=5)
+        label_axes(ax, size, "", "ms a step")
         ax.set_xticks(xs, [str(x) for x in xs])
+        ticks = [5, 10, 20, 50, 100, 200, 500]
+        ax.set_yticks(ticks, map(str, ticks))
         ax.minorticks_off()
         ax.grid(alpha=0.3)
-    axes.flat[0].legend()
+    legend_above(figure, axes[0, 0], "")
     data = io.BytesIO()
     figure.savefig(data, dpi=150)
     return data.getvalue()

@@ -126,8 +126,7 @@ def write_results(comparison, out, command):
             if comparison.histories[variant][0] is not None
         ]
         if finished:
-            compare = finished[1] if len(finished) > 1 else None
-            write_report(finished[0], compare=compare, out=out / "report.html")
+            write_report(finished[0], compare=finished[1:], out=out / "report.html")
         page = "\n".join([*_head(comparison, command), "", *_tables(comparison)])
         (out / "README.md").write_text(page + "\n")
 

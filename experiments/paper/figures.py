@@ -1,11 +1,12 @@
 """The figures of the paper (arXiv 2602.10994), drawn from what was measured.
 
-1  accuracy over epochs             3  the six indicators over epochs
+1  accuracy over epochs             3  the six indicators over training
 2  time of an epoch of training     4  the six indicators over layers
 
-Lines are means over seeds, bands reach from the lowest to the highest seed. The paper
-shows the indicators of SVDA, those of a spectrum of sigma; here those of softmax
-attention stand beside them, and what has a spectrum is the score.
+Lines are means over seeds, bands reach from the lowest to the highest seed; a colour
+for each attention, a line style for each data set. The paper shows the indicators of
+SVDA, those of a spectrum of sigma; here those of softmax attention lie in the same
+panels, and what has a spectrum is the score.
 """
 
 import string
@@ -15,13 +16,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from svda_jax.look.figures import KINDS
+from svda_jax.look.pictures import color_bar, overlay, show
+from svda_jax.look.style import (
+    COLORS,
+    STYLES,
+    keep_text,
+    label_axes,
+    legend_above,
+    subplots,
+)
 from svda_jax.models.indicators import INDICATORS, of_spectrum
 
 NAMES = {"softmax": "softmax", "svda": "SVDA"}
-_STYLES = {"softmax": "--", "svda": "-"}
+BAND = "line: mean over seeds; band: lowest to highest seed"
 _WIDTH = 7.2  # inches, two columns of print
-matplotlib.rcParams["svg.hashsalt"] = "svda_jax"  # equal figures are equal files
 
 
 def draw(comparisons, folder):
@@ -41,60 +49,85 @@ def draw(comparisons, folder):
 
 
 def save(figure, path):
-    """Writes a figure as `<path>.svg` and `<path>.png`."""
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    """Writes a figure as `<path>.svg`, its text as text, and `<path>.png`."""
+    # Equal figures are equal files.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.name}):
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(path.with_suffix(".png"), dpi=160)
 
 
 def accuracy(comparisons):
     """Accuracy on the evaluation split over epochs, a panel a data set."""
-    columns = min(len(comparisons), 4)
+    columns = min(len(comparisons), 3)
     rows = -(-len(comparisons) // columns)
-    size = (max(4.4, _WIDTH * columns / 3), 2.9 * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
+    figure, axes = subplots(
+        rows, columns, width=max(4.4, _WIDTH * columns / 2), height=0.4 + 2.7 * rows
+    )
     for ax, comparison in zip(axes.flat, comparisons, strict=False):
-        for variant, color in zip(NAMES, KINDS, strict=False):
+        for variant, name in NAMES.items():
             histories = _finished(comparison, variant)
             if histories:
                 values = [100 * history["eval_accuracy"] for history in histories]
-                label = f"{NAMES[variant]}, {_count(histories)}"
-                _band(ax, histories[0].epoch, values, color, _STYLES[variant], label)
-        style_axes(ax, comparison.name, "epoch", "accuracy (%)")
+                style = {
+                    "color": COLORS[variant],
+                    "label": f"{name}, {_count(histories)}",
+                }
+                draw_band(ax, histories[0].epoch, values, **style)
+        label_axes(ax, comparison.name, "epoch", "accuracy (%)")
         ax.legend(frameon=False, fontsize=8, loc="lower right")
     for ax in axes.flat[len(comparisons) :]:
         ax.remove()
+    legend_above(figure, None, BAND)
     return figure
 
 
 def time_per_epoch(comparisons):
-    """Seconds an epoch of training takes, and what SVDA adds to them."""
-    figure = Figure(
-        figsize=(max(3.6, _WIDTH * len(comparisons) / 3), 2.9), layout="constrained"
+    """Time of an epoch of training, SVDA's over softmax attention's, pair by pair."""
+    figure, axes = subplots(
+        1, 1, width=max(3.6, 1 + 1.7 * len(comparisons)), height=3.2
     )
-    axes = figure.subplots(1, len(comparisons), squeeze=False)[0]
-    for ax, comparison in zip(axes, comparisons, strict=True):
-        seconds = {v: comparison.values(v, epoch_seconds) for v in NAMES}
-        for place, values in enumerate(seconds.values()):
-            values = values[np.isfinite(values)]
-            if len(values):
-                ax.bar(place, values.mean(), 0.6, color=KINDS[place], alpha=0.75)
-                ax.plot(
-                    np.full(len(values), place), values, "k.", markersize=5, alpha=0.7
-                )
-        title = comparison.name
-        if comparison.overhead:
-            added = 100 * (comparison.overhead.median - 1)
-            title += f"\na step in turn: {added:+.1f} % for SVDA"
-        style_axes(ax, title, "", "seconds an epoch")
-        ax.set_xticks(range(len(NAMES)), NAMES.values())
+    ax = axes[0, 0]
+    ax.axhline(1, color=COLORS["softmax"], lw=1, label="softmax")
+    for place, comparison in enumerate(comparisons):
+        svda, softmax = (
+            comparison.values(v, epoch_seconds) for v in ("svda", "softmax")
+        )
+        pairs = svda / softmax
+        label = "SVDA: an epoch, runs of one seed" if place == 0 else None
+        ax.plot(
+            np.full(len(pairs), place - 0.1),
+            pairs,
+            "o",
+            color=COLORS["svda"],
+            markersize=5,
+            alpha=0.8,
+            label=label,
+        )
+        if step := comparison.overhead:
+            label = "SVDA: a step, in turn; bar: quartiles" if place == 0 else None
+            ax.errorbar(
+                place + 0.1,
+                step.median,
+                [[step.median - step.low], [step.high - step.median]],
+                fmt="D",
+                color=COLORS["svda"],
+                markerfacecolor="white",
+                markersize=5,
+                capsize=3,
+                label=label,
+            )
+    label_axes(ax, "", "", "time, SVDA's over softmax attention's")
+    ax.set_xticks(range(len(comparisons)), [c.name for c in comparisons])
+    keep_text(ax.get_xticklabels())
+    ax.set_xlim(-0.6, len(comparisons) - 0.4)
+    legend_above(figure, ax, "")
     return figure
 
 
 def indicators(comparisons, over):
-    """The indicators, SVDA and softmax attention side by side, then those of sigma.
+    """The indicators of both attentions, then, of SVDA alone, those of sigma.
 
-    Those of a spectrum that stand side by side are of the score's own, one quantity for
+    Those of a spectrum in the upper panels are of the score's own, one quantity for
     both attentions.
 
     Args:
@@ -102,50 +135,56 @@ def indicators(comparisons, over):
       over: "epoch", with means over layers and heads, or "layer", with means over heads
         at the end of training.
     """
-    figure = Figure(figsize=(1.35 * _WIDTH, 8.8), layout="constrained")
-    axes = figure.subplots(4, 4)
-    letters = iter(string.ascii_lowercase)
-    for place, name in enumerate(INDICATORS):
-        row, column = divmod(place, 2)
-        pair = axes[row, 2 * column : 2 * column + 2]
-        of_score = name in of_spectrum()
-        for ax, variant in zip(pair, ("svda", "softmax"), strict=True):
-            whose = f"of the score, {NAMES[variant]}" if of_score else NAMES[variant]
-            title = f"({next(letters)}) {INDICATORS[name].label}\n{whose}"
-            _draw(ax, comparisons, variant, name, over, of_score, title)
-        low, high = zip(*(ax.get_ylim() for ax in pair), strict=True)
-        for ax in pair:
-            ax.set_ylim(min(low), max(high))
-    for ax, name in zip(axes[3], of_spectrum(), strict=False):
-        title = f"({next(letters)}) {INDICATORS[name].label}\nof sigma, {NAMES['svda']}"
-        _draw(ax, comparisons, "svda", name, over, False, title)
-    axes[3, 3].remove()
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8
-    )
+    panels = [
+        (name, "of the score" if name in of_spectrum() else "", tuple(NAMES))
+        for name in INDICATORS
+    ]
+    panels += [(name, "of sigma", ("svda",)) for name in of_spectrum()]
+    rows = -(-len(panels) // 3)
+    figure, axes = subplots(rows, 3, width=1.25 * _WIDTH, height=0.6 + 2.2 * rows)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, letter, (name, whose, variants) in zip(
+        axes.flat, string.ascii_lowercase, panels, strict=False
+    ):
+        unit = _draw(ax, comparisons, variants, name, over, whose == "of the score")
+        title = f"({letter}) {INDICATORS[name].label} {whose}".rstrip()
+        label_axes(ax, title, unit, INDICATORS[name].unit)
+        if over == "layer":
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend_above(figure, axes[0, 0], BAND)
     return figure
 
 
-def _draw(ax, comparisons, variant, name, over, of_score, title):
-    """An indicator of one attention, a line a data set."""
-    for i, comparison in enumerate(comparisons):
-        histories = _finished(comparison, variant)
-        if not histories:
-            continue
+def _draw(ax, comparisons, variants, name, over, of_score):
+    """An indicator, a line a data set and attention; what it is drawn over."""
+    runs = [
+        (place, comparison.name, variant, histories)
+        for place, comparison in enumerate(comparisons)
+        for variant in variants
+        if (histories := _finished(comparison, variant))
+    ]
+    lengths = {float(histories[0].epoch[-1]) for *_, histories in runs}
+    unit = "fraction of training" if over == "epoch" and len(lengths) > 1 else over
+    for place, data, variant, histories in runs:
         chosen = [_read(history, name, of_score) for history in histories]
-        if over == "epoch":
-            x = histories[0].epoch
-            values = [one.mean((1, 2)) for one in chosen]
-        else:
-            x = np.arange(1, 1 + histories[0].sizes["layer"])
+        if over == "layer":
+            x = np.arange(1, 1 + chosen[0].shape[1])
             values = [one[-1].mean(-1) for one in chosen]
-        marker = "osD^"[i % 4] if over == "layer" else ""
-        style = ("-", "--", "-.", ":")[i % 4]
-        _band(ax, x, values, KINDS[i], style, comparison.name, marker)
-    style_axes(ax, title, over, INDICATORS[name].unit)
-    if over == "layer":
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        else:
+            epochs = histories[0].epoch.values
+            x = epochs / epochs[-1] if unit != "epoch" else epochs
+            values = [one.mean((1, 2)) for one in chosen]
+        draw_band(
+            ax,
+            x,
+            values,
+            color=COLORS[variant],
+            ls=STYLES[place % len(STYLES)],
+            marker="osD^"[place % 4] if over == "layer" else "",
+            label=f"{NAMES[variant]}, {data}",
+        )
+    return unit
 
 
 def _read(history, name, of_score):
@@ -171,30 +210,24 @@ def attention(images, maps, spectrum, titles):
     figure = Figure(figsize=(1 + len(heads), 1.05 * rows), layout="constrained")
     axes = figure.subplots(rows, 1 + len(heads))
     axes[0, 0].set_axis_off()
-    axes[0, 0].text(1, 0.5, "|sigma|", ha="right", va="center", fontsize=8)
-    shown = np.stack([maps[:, layer, head] for layer, head in heads], 1)
-    for column, (layer, head) in enumerate(heads, start=1):
+    axes[0, 0].text(1, 0.5, "|sigma|,\nby size", ha="right", va="center", fontsize=8)
+    for ax, (layer, head) in zip(axes[0, 1:], heads, strict=True):
         size = -np.sort(-np.abs(spectrum[layer, head]))
-        ax = axes[0, column]
-        ax.bar(range(len(size)), size, 0.8, color=KINDS[0])
+        ax.bar(range(len(size)), size, 0.8, color=COLORS["svda"])
         ax.set_ylim(0, np.abs(spectrum).max())
         ax.set_title(f"layer {layer + 1}\nhead {head + 1}", fontsize=8)
         ax.set_xticks([])
         ax.set_yticks([])
         ax.spines[["top", "right"]].set_visible(False)
-    for row, (image, title) in enumerate(zip(images, titles, strict=True), start=1):
-        grey = image.shape[-1] == 1
-        axes[row, 0].imshow(image[..., 0] if grey else image, cmap="gray")
-        axes[row, 0].set_title(title, fontsize=7).set_parse_math(False)
-        for column in range(1, 1 + len(heads)):
-            picture = axes[row, column].imshow(
-                shown[row - 1, column - 1], cmap="cividis", vmin=0, vmax=shown.max()
-            )
-        for ax in axes[row]:
+    for row, image, title, attention in zip(
+        axes[1:], images, titles, maps, strict=True
+    ):
+        show(row[0], image)
+        keep_text([row[0].set_title(title, fontsize=8)])
+        for ax, place in zip(row[1:], heads, strict=True):
+            ax.imshow(overlay(image, attention[place], 160))
             ax.set_axis_off()
-    bar = figure.colorbar(picture, ax=axes[1:, :], shrink=0.8, pad=0.01)
-    bar.set_label("attention (1 = uniform)", fontsize=7)
-    bar.ax.tick_params(labelsize=7)
+    color_bar(figure, axes[1:, :])
     return figure
 
 
@@ -211,21 +244,10 @@ def _count(histories):
     return f"{len(histories)} seed{'s' if len(histories) > 1 else ''}"
 
 
-def _band(ax, x, values, color, style, label, marker=""):
+def draw_band(ax, x, values, *, color, marker="", **style):
     """The mean of several lines, and from the lowest to the highest."""
     values = np.array(values)
     if len(x) == 1:
         marker = marker or "."
-    ax.plot(
-        x, values.mean(0), style, color=color, label=label, marker=marker, markersize=4
-    )
-    ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.2, lw=0)
-
-
-def style_axes(ax, title, x, y):
-    """Title and labels of a panel, in small print."""
-    ax.set_title(title, fontsize=7.5).set_parse_math(False)
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(y, fontsize=8)
-    ax.tick_params(labelsize=7)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.plot(x, values.mean(0), color=color, marker=marker, markersize=4, **style)
+    ax.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)

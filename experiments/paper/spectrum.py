@@ -15,7 +15,6 @@ import shutil
 import sys
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from experiments.benchmarks.table import describe_machine
 from experiments.paper.comparison import (
@@ -29,10 +28,10 @@ from experiments.paper.comparison import (
     train,
     writing,
 )
-from experiments.paper.figures import NAMES, save, style_axes
+from experiments.paper.figures import NAMES, save
 from svda_jax import UserError
 from svda_jax.devices.memory import keep_memory
-from svda_jax.look.figures import KINDS
+from svda_jax.look.style import COLORS, label_axes, legend_above, legend_below, subplots
 from svda_jax.models.indicators import effective_rank
 from svda_jax.run import runs
 
@@ -45,6 +44,8 @@ PARTS = {
 RATES = (1, 10, 30, 100)
 RATE_LABEL = "sigma learns {} times as fast"
 WEIGHTS = (0.01, 0.03, 0.1, 0.3)
+_MARKERS = "osD^vPX"  # of what is changed, in figures
+_BARS = "bars: one standard deviation over seeds"
 QUANTITIES = {
     "accuracy (%)": lambda h: 100 * h["eval_accuracy"][-1],
     "sigma or singular values": lambda h: (
@@ -197,65 +198,72 @@ def write_results(comparison, tables, out, command):
 def draw_rates(comparison):
     """Accuracy and the effective ranks over the learning rate of sigma."""
     names = list(QUANTITIES)[:4]
-    figure = Figure(figsize=(9.6, 2.9), layout="constrained")
+    figure, axes = subplots(1, len(names), width=9.6, height=3.1)
     variants = [f"study-rate-{scale}" for scale in RATES]
     variants = [v if v in comparison.workdirs else "study-base-svda" for v in variants]
-    for ax, name in zip(figure.subplots(1, len(names)), names, strict=True):
+    for ax, name in zip(axes[0], names, strict=True):
         values = np.array([comparison.values(v, QUANTITIES[name]) for v in variants])
         several = values.shape[1] > 1
         mean, deviation = np.nanmean(values, 1), np.nanstd(values, 1, ddof=several)
-        ax.errorbar(
-            RATES, mean, deviation, color=KINDS[0], marker="o", markersize=4, capsize=2
-        )
+        style = {"color": COLORS["svda"], "marker": "o", "markersize": 4, "capsize": 2}
+        ax.errorbar(RATES, mean, deviation, label=NAMES["svda"], **style)
         softmax = comparison.values("study-base-softmax", QUANTITIES[name])
-        ax.axhspan(np.nanmin(softmax), np.nanmax(softmax), color="0.85", lw=0)
+        ax.axhspan(
+            np.nanmin(softmax),
+            np.nanmax(softmax),
+            color=COLORS["softmax"],
+            alpha=0.25,
+            lw=0,
+            label=NAMES["softmax"],
+        )
         ax.set_xscale("log")
         ax.set_xticks(RATES, [str(scale) for scale in RATES])
         ax.minorticks_off()
         title = name if "%" in name else f"effective rank of\n{name}"
-        style_axes(ax, title, "learning rate of sigma, times", "")
+        label_axes(ax, title, "learning rate of sigma, times", "")
+    note = f"{_BARS}; band: lowest to highest seed"
+    legend_above(figure, axes[0, 0], note)
     return figure
 
 
 def draw_ranks(comparison, tables):
     """Accuracy over the score's effective rank: under pressure, and by size."""
     parts = [part for part in ("pressure", "size") if part in tables]
-    figure = Figure(figsize=(3.6 * len(parts), 3.4), layout="constrained")
+    figure, axes = subplots(1, len(parts), width=4.5 * len(parts), height=4.6)
     accuracy, rank = QUANTITIES["accuracy (%)"], QUANTITIES["score by data"]
-    axes = figure.subplots(1, len(parts), squeeze=False)[0]
-    for ax, part in zip(axes, parts, strict=True):
-        rows = tables["base"] + tables[part]
-        for attention, color, marker in zip(NAMES, KINDS, "so", strict=False):
-            for variant, label, _ in rows:
-                if not variant.endswith(f"-{attention}"):
-                    continue
-                x, y = (
-                    comparison.values(f"study-{variant}", read)
-                    for read in (rank, accuracy)
-                )
-                several = len(x) > 1
-                ax.errorbar(
-                    np.nanmean(x),
-                    np.nanmean(y),
-                    xerr=np.nanstd(x, ddof=several),
-                    yerr=np.nanstd(y, ddof=several),
-                    color=color,
-                    marker=marker,
-                    markersize=4,
-                    lw=0.8,
-                )
-                ax.annotate(
-                    "" if variant.startswith("base") else label.rpartition(",")[0],
-                    (np.nanmean(x), np.nanmean(y)),
-                    xytext=(4, 3) if attention == "softmax" else (4, -8),
-                    textcoords="offset points",
-                    fontsize=5.5,
-                )
-            ax.plot([], [], marker, color=color, markersize=4, label=NAMES[attention])
-        style_axes(
+    for ax, part in zip(axes[0], parts, strict=True):
+        rows = [
+            (variant, label.rpartition(",")[0], variant.rpartition("-")[-1])
+            for variant, label, _ in tables["base"] + tables[part]
+        ]
+        rows = [row for row in rows if row[-1] in NAMES]
+        changes = dict.fromkeys(change for _, change, _ in rows)
+        markers = dict(zip(changes, _MARKERS, strict=False))
+        for variant, change, attention in rows:
+            x, y = (
+                comparison.values(f"study-{variant}", read) for read in (rank, accuracy)
+            )
+            several = len(x) > 1
+            ax.errorbar(
+                np.nanmean(x),
+                np.nanmean(y),
+                xerr=np.nanstd(x, ddof=several),
+                yerr=np.nanstd(y, ddof=several),
+                color=COLORS[attention],
+                marker=markers[change],
+                markersize=5,
+                lw=0.6,
+            )
+        keys = [
+            ax.plot([], [], m, color="0.4", markersize=5)[0] for m in markers.values()
+        ]
+        label_axes(
             ax, PARTS[part], "effective rank of the score by data", "accuracy (%)"
         )
-        ax.legend(frameon=False, fontsize=7)
+        legend_below(ax, keys, markers)
+    for attention, name in NAMES.items():
+        axes[0, 0].fill_between([], [], color=COLORS[attention], label=name)
+    legend_above(figure, axes[0, 0], _BARS)
     return figure
 
 
@@ -273,9 +281,8 @@ def _page(comparison, tables, figures, command):
         "the same attention, paired by seed, with their 95 % confidence interval "
         "(Student's t). Effective ranks are means over layers and heads, of the "
         "spectrum of sigma (of softmax attention: the singular values of W_q W_k^T), "
-        "and of the score's own by weights and by data. In the figures bars are one "
-        "standard deviation, the grey band reaches over the runs with softmax "
-        "attention. The `.nc` files are the histories.",
+        "and of the score's own by weights and by data. "
+        "The `.nc` files are the histories.",
     ]
     for workdir, message in comparison.failures.items():
         lines += ["", f"**{workdir.name} failed** and is in no mean: {message}."]

@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 
 from svda_jax import UserError, command_line, local_path
 from svda_jax.data.image_folder import describe_left_out, walk
-from svda_jax.look.figures import show, to_png
 from svda_jax.look.maps import look
+from svda_jax.look.pictures import color_bar, overlay, show
+from svda_jax.look.style import keep_text, to_png
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import quiet_orbax
 from svda_jax.run.console import to_json
@@ -88,24 +89,13 @@ def draw(image, rollout, maps, effects, title):
     count = 1 + len(panels)
     figure = Figure(figsize=(2.2 * count, 2.9), layout="constrained")
     axes = figure.subplots(1, count)
-    for ax in axes:
-        show(ax, image)
-    axes[0].set_title(title, fontsize=9).set_parse_math(False)
-    side = image.shape[0]
+    show(axes[0], image)
+    keep_text([axes[0].set_title(title, fontsize=9)])
     for ax, (attention, said) in zip(axes[1:], panels, strict=True):
-        # Factors of two about what uniform attention gives.
-        picture = ax.imshow(
-            np.log2(np.maximum(attention, 1 / 16)),
-            extent=(-0.5, side - 0.5, side - 0.5, -0.5),
-            cmap="coolwarm",
-            vmin=-3,
-            vmax=3,
-            alpha=0.6,
-        )
+        ax.imshow(overlay(image, attention, max(len(attention), 320)))
         ax.set_title(said, fontsize=9)
-    bar = figure.colorbar(picture, ax=axes[1:], shrink=0.8)
-    bar.set_ticks(range(-3, 4), labels=["1/8", "1/4", "1/2", "1", "2", "4", "8"])
-    bar.set_label("attention (1 = uniform)", fontsize=8)
+        ax.set_axis_off()
+    color_bar(figure, axes[1:])
     return figure
 
 

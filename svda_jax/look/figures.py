@@ -1,179 +1,177 @@
-"""Pictures of what a run measured, for TensorBoard, reports and notebooks.
+"""Figures of what runs measured, for TensorBoard, reports and notebooks.
 
-Each function takes arrays or histories and returns a matplotlib figure that belongs to
-no window. Colours: cividis for quantities, Okabe and Ito's for kinds; both survive
-colour blindness.
+Each function takes runs as `Drawn`, or arrays, and returns a matplotlib figure that
+belongs to no window. Compared runs lie in the same panels: a colour for each attention,
+a line style for each run of it. Quantities of heads are in cividis, in the range that
+theory gives them.
 """
 
-import io
+import collections
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from svda_jax.look.style import (
+    COLORS,
+    QUANTITY,
+    STYLES,
+    WIDTH,
+    label_axes,
+    legend_above,
+    subplots,
+)
 from svda_jax.models.indicators import INDICATORS
 
-KINDS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_QUANTITY = "cividis"
 
+class Drawn(NamedTuple):
+    """A run as figures take it.
 
-def to_png(figure, dpi=100):
-    """The figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
-
-
-def to_rgb(figure):
-    """The figure as an array `[height, width, 3]` uint8."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
-
-
-def share_scales(figures):
-    """Gives what stands in the same place of several figures the same limits.
-
-    Args:
-      figures: of one function here.
+    Attributes:
+      label: its name in legends.
+      attention: a key of `COLORS`.
+      history: arrays by the names of `run.history.VARIABLES`, an evaluation a row: a
+        run's history, or a dict of what a figure reads.
+      num_epochs: that the run trains for; None is the epoch of the last evaluation.
     """
-    for axes in zip(*(figure.axes for figure in figures), strict=False):
-        pictures = [picture for ax in axes for picture in ax.images]
-        limits = [picture.get_clim() for picture in pictures]
-        for picture in pictures:
-            picture.set_clim(_widest(limits))
-        if not pictures and axes[0].get_label() != "<colorbar>":
-            x, y = (
-                _widest([ax.get_xlim() for ax in axes]),
-                _widest([ax.get_ylim() for ax in axes]),
-            )
-            for ax in axes:
-                ax.set(xlim=x, ylim=y)
+
+    label: str
+    attention: str
+    history: Mapping
+    num_epochs: float | None = None
+
+    def last(self, name):
+        """The array that the last evaluation measured."""
+        return np.asarray(self.history[name][-1])
 
 
-def _widest(limits):
-    lows, highs = zip(*limits, strict=True)
-    return min(lows), max(highs)
-
-
-def curves(histories):
-    """Loss and accuracy over epochs.
-
-    Args:
-      histories: `xarray.Dataset`s as a run's history, by label.
-    """
-    figure, axes = _subplots(1, 2, width=9, height=3.2)
-    for color, (label, history) in zip(KINDS, histories.items(), strict=False):
-        for ax, name in zip(axes[0], ("loss", "accuracy"), strict=True):
-            style = {"color": color, "marker": "." if history.sizes["step"] < 2 else ""}
-            ax.plot(history.epoch, history[f"train_{name}"], ls=":", **style)
-            ax.plot(history.epoch, history[f"eval_{name}"], label=label, **style)
-    for ax, label in zip(axes[0], ("loss (nats)", "accuracy (fraction)"), strict=True):
-        ax.set_xlabel("epoch", fontsize=8)
-        ax.set_ylabel(label, fontsize=8)
-    _keep_text(axes[0, 1].legend(frameon=False, fontsize=8, loc="lower right").texts)
+def curves(runs):
+    """Loss and accuracy of `Drawn` runs over training."""
+    figure, axes = subplots(1, 2, width=WIDTH, height=3.3)
+    x, unit = _progress(runs)
+    for ax, name, y in zip(
+        axes[0], ("loss", "accuracy"), ("nats", "fraction"), strict=True
+    ):
+        for run, style, at in zip(runs, _styles(runs), x, strict=True):
+            style |= _point_of(run)
+            ax.plot(at, run.history[f"train_{name}"], lw=0.8, alpha=0.55, **style)
+            ax.plot(at, run.history[f"eval_{name}"], label=run.label, **style)
+        label_axes(ax, name, unit, y)
+    legend_above(figure, axes[0, 0], "thick: evaluation split; thin: training batches")
     return figure
 
 
-def indicators_by_epoch(history):
-    """The six indicators over epochs: a line a layer, the mean over its heads."""
+def indicators_by_epoch(runs):
+    """The six indicators of `Drawn` runs over training."""
     figure, axes = _indicator_panels()
-    num_layers = history.sizes["layer"]
+    x, unit = _progress(runs)
     for ax, name in zip(axes, INDICATORS, strict=True):
-        values = history["indicators"].sel(indicator=name).mean("head")  # [step, L]
-        for layer in range(num_layers):
-            ax.plot(
-                history.epoch,
-                values.isel(layer=layer),
-                color=_shade(layer, num_layers),
-                marker="." if history.sizes["step"] < 2 else "",
-                label=f"layer {layer + 1}",
-            )
-        _label(ax, name, "epoch")
-    _legend_outside(figure, axes[0])
+        for run, style, at in zip(runs, _styles(runs), x, strict=True):
+            style |= _point_of(run)
+            layers = _indicator(run, name).mean(-1)  # [step, L]
+            for alpha, layer in zip(
+                np.linspace(0.25, 0.75, layers.shape[1]), layers.T, strict=True
+            ):
+                ax.plot(at, layer, lw=0.7, alpha=alpha, **style)
+            ax.plot(at, layers.mean(1), lw=2, label=run.label, **style)
+        label_axes(ax, INDICATORS[name].label, unit, INDICATORS[name].unit)
+    legend_above(
+        figure,
+        axes[0],
+        "thick: mean over layers and heads; thin: a layer each, the first palest",
+    )
     return figure
 
 
-def indicators_by_layer(history):
-    """The six indicators over layers at the first, middle and last evaluation.
-
-    Points are means over heads, bars reach from the lowest to the highest head.
-    """
+def indicators_by_layer(runs):
+    """The six indicators of `Drawn` runs by layer, at first and at last."""
     figure, axes = _indicator_panels()
-    last = history.sizes["step"] - 1
-    rows = sorted({0, last // 2, last})
-    layers = np.arange(1, history.sizes["layer"] + 1)
     for ax, name in zip(axes, INDICATORS, strict=True):
-        values = history["indicators"].sel(indicator=name)  # [step, L, H]
-        for i, row in enumerate(rows):
-            heads = values.isel(step=row)
-            mean = heads.mean("head")
-            spread = [mean - heads.min("head"), heads.max("head") - mean]
-            ax.errorbar(
-                layers + 0.08 * (i - (len(rows) - 1) / 2),
-                mean,
-                yerr=np.maximum(spread, 0),
-                color=_shade(i, len(rows)),
-                marker="o",
-                markersize=4,
-                capsize=2,
-                label=f"epoch {float(history.epoch[row]):.0f}",
-            )
+        for i, (run, style) in enumerate(zip(runs, _styles(runs), strict=True)):
+            values = _indicator(run, name)  # [step, L, H]
+            layers = np.arange(1, 1 + values.shape[1])
+            layers = layers + 0.6 * (i - (len(runs) - 1) / 2) / max(len(runs), 5)
+            mean, low, high = (f(values[-1], -1) for f in (np.mean, np.min, np.max))
+            if len(values) > 1:
+                ax.plot(layers, values[0].mean(-1), lw=1, alpha=0.4, **style)
+            spread = np.maximum([mean - low, high - mean], 0)  # of one head: rounding
+            style |= {"marker": "o", "markersize": 3, "capsize": 1.5, "elinewidth": 1}
+            ax.errorbar(layers, mean, yerr=spread, label=run.label, **style)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _label(ax, name, "layer")
-    _legend_outside(figure, axes[0])
+        label_axes(ax, INDICATORS[name].label, "layer", INDICATORS[name].unit)
+    legend_above(
+        figure,
+        axes[0],
+        "points: mean over heads at the last evaluation; bars: lowest to highest head; "
+        "pale: the first evaluation",
+    )
     return figure
 
 
-def heat_map(values, name):
-    """One indicator, layer by head.
+def heat_map(values, name, num_directions):
+    """One indicator, layer by head, in the range that it can have.
 
     Args:
       values: `[L, H]`.
       name: of `INDICATORS`.
+      num_directions: K of the heads.
     """
-    figure, axes = _subplots(1, 1, width=4.2, height=3.2)
-    _heat_map(axes[0, 0], values, name)
+    figure, axes = _heat_map_panels(1, 1, len(values))
+    _heat_map(axes[0, 0], values, name, num_directions)
     return figure
 
 
-def heat_maps(values):
-    """All six indicators, layer by head: `[6, L, H]`."""
-    figure, axes = _indicator_panels()
-    for ax, name, one in zip(axes, INDICATORS, values, strict=True):
-        _heat_map(ax, one, name)
-    return figure
-
-
-def spectra(spectrum, label="|spectrum|"):
-    """The spectrum of each head, sorted: a panel a layer, a line a head.
-
-    Args:
-      spectrum: `[L, H, K]`, NaN where a layer has fewer directions.
-      label: of its values.
-    """
-    num_layers, num_heads, num_directions = spectrum.shape
-    columns = min(num_layers, 4)
-    rows = -(-num_layers // columns)
-    figure, axes = _subplots(
-        rows, columns, width=9, height=0.6 + 2.1 * rows, sharey=True
+def heat_maps(values, num_directions):
+    """All six indicators, layer by head: `[6, L, H]`; else as `heat_map`."""
+    # Wide enough for the numbers in the cells.
+    columns = 3 if values.shape[-1] <= 8 else 2
+    figure, axes = _heat_map_panels(
+        len(INDICATORS) // columns, columns, values.shape[1]
     )
-    magnitude = -np.sort(-np.abs(spectrum), axis=-1)
-    directions = np.arange(1, num_directions + 1)
-    for ax, layer in zip(axes.flat, range(num_layers), strict=False):
-        for head in range(num_heads):
-            ax.plot(
-                directions, magnitude[layer, head], color=_shade(head, num_heads), lw=1
-            )
-        ax.set_title(f"layer {layer + 1}", fontsize=9)
+    for ax, name, one in zip(axes.flat, INDICATORS, values, strict=True):
+        _heat_map(ax, one, name, num_directions)
+    return figure
+
+
+def spectra(runs):
+    """The spectrum of each head of `Drawn` runs: |sigma|, or W_q W_k^T's.
+
+    Where attentions differ it is relative to the head's largest value: sigma and
+    singular values have no unit in common.
+    """
+    if len({run.attention for run in runs}) > 1:
+        return _spectra(runs, "spectrum", "share of the head's largest", relative=True)
+    return _spectra(runs, "spectrum", "|spectrum|")
+
+
+def score_spectra(runs):
+    """The spectrum of each head's score of `Drawn` runs, one ruler for all."""
+    return _spectra(runs, "score_spectrum", "logits")
+
+
+def _spectra(runs, name, unit, *, relative=False):
+    """A panel a layer, a line a head; NaN where a layer has fewer directions."""
+    sorted_sizes = [-np.sort(-np.abs(run.last(name)), axis=-1) for run in runs]
+    if relative:
+        sorted_sizes = [
+            sizes / np.maximum(sizes[..., :1], 1e-30) for sizes in sorted_sizes
+        ]
+    num_layers = max(len(sizes) for sizes in sorted_sizes)
+    figure, axes = _layer_panels(num_layers, 2.1, sharex=True, sharey=True)
+    for run, style, sizes in zip(runs, _styles(runs), sorted_sizes, strict=True):
+        directions = np.arange(1, 1 + sizes.shape[-1])
+        for ax, heads in zip(axes, sizes, strict=False):
+            lines = ax.plot(directions, heads.T, lw=1, alpha=0.75, **style)
+            lines[0].set_label(run.label)
+    for ax in axes:
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes[0, 0].set_ylim(0, 1.05 * np.nanmax(magnitude, initial=1e-6))
-    for ax in axes.flat[num_layers:]:
-        ax.remove()
-    figure.supxlabel("direction, by size", fontsize=9)
-    figure.supylabel(label, fontsize=9)
+        ax.tick_params(labelbottom=True)
+    top = max(np.nanmax(sizes, initial=1e-6) for sizes in sorted_sizes)
+    axes[0].set_ylim(0, 1.05 * top)
+    figure.supxlabel("direction, by size", fontsize=8)
+    figure.supylabel(unit, fontsize=8)
+    legend_above(figure, axes[0], "a line a head")
     return figure
 
 
@@ -184,164 +182,118 @@ def kept_directions(spectrum, keep):
       spectrum: `[H, K]` of each layer, before.
       keep: `[H, K]` bool of each layer.
     """
-    columns = min(len(spectrum), 4)
-    rows = -(-len(spectrum) // columns)
-    figure, axes = _subplots(rows, columns, width=9, height=0.7 + 1.5 * rows)
     squares = [np.square(np.asarray(one)) for one in spectrum]
     energy = [100 * s / np.maximum(s.sum(-1, keepdims=True), 1e-30) for s in squares]
     top = max(float(one.max()) for one in energy)
-    for layer, (ax, one, kept) in enumerate(
-        zip(axes.flat, energy, keep, strict=False), start=1
-    ):
-        num_heads, num_directions = one.shape
-        picture = ax.imshow(
-            one,
-            cmap=_QUANTITY,
-            vmin=0,
-            vmax=top,
-            aspect="auto",
-            extent=(0.5, num_directions + 0.5, num_heads + 0.5, 0.5),
-        )
+    figure, axes = _layer_panels(
+        len(energy), 0.6 + 0.16 * max(len(one) for one in energy)
+    )
+    for ax, one, kept in zip(axes, energy, keep, strict=True):
+        picture = _cells(ax, one, 0, top)
         heads, directions = np.nonzero(~np.asarray(kept))
         ax.plot(1 + directions, 1 + heads, "x", color="white", markersize=4)
-        ax.set_title(f"layer {layer}", fontsize=9)
-        ax.set_yticks(range(1, 1 + num_heads))
-    for ax in axes.flat[len(spectrum) :]:
-        ax.remove()
-    figure.supxlabel("direction (x: removed)", fontsize=9)
-    figure.supylabel("head", fontsize=9)
+    figure.supxlabel("direction (x: removed)", fontsize=8)
+    figure.supylabel("head", fontsize=8)
     bar = figure.colorbar(picture, ax=axes)
     bar.set_label("% of the head's energy", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
-def attention_grid(image, maps, title):
-    """An image and the attention maps of every layer and head over it.
+def _styles(runs):
+    """Colour and line style of each run, dicts of one's own."""
+    seen = collections.Counter()
+    for run in runs:
+        if run.attention not in COLORS:
+            raise ValueError(f"attention={run.attention} must be {' or '.join(COLORS)}")
+        style = STYLES[seen[run.attention] % len(STYLES)]
+        seen[run.attention] += 1
+        yield {"color": COLORS[run.attention], "ls": style}
 
-    Args:
-      image: `[S, S, channels]`, 0 to 255.
-      maps: `[L, H, g, g]`, 1 where attention is uniform.
-      title: above the image.
+
+def _progress(runs):
+    """What training is drawn over, for each run, and its unit.
+
+    Epochs, or the fraction of training where runs are not of one length.
     """
-    num_layers, num_heads, grid, _ = maps.shape
-    height = max(2.4, 9 * num_layers / (num_heads + 4))
-    figure = Figure(figsize=(9, height), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1, max(2, num_heads / 2)])
-    show(left, image)
-    _keep_text([left.set_title(title, fontsize=9)])
-    # Tiles a pixel apart, as one picture: a few hundred axes would take seconds.
-    tiles = np.full((num_layers * (grid + 1) - 1, num_heads * (grid + 1) - 1), np.nan)
-    for layer in range(num_layers):
-        for head in range(num_heads):
-            top, start = layer * (grid + 1), head * (grid + 1)
-            tiles[top : top + grid, start : start + grid] = maps[layer, head]
-    picture = right.imshow(tiles, cmap=_QUANTITY, vmin=0, interpolation="nearest")
-    middle = (grid - 1) / 2
-    right.set_xticks(middle + (grid + 1) * np.arange(num_heads))
-    right.set_xticklabels(range(1, num_heads + 1))
-    right.set_yticks(middle + (grid + 1) * np.arange(num_layers))
-    right.set_yticklabels(range(1, num_layers + 1))
-    right.set(xlabel="head", ylabel="layer")
-    right.tick_params(length=0)
-    right.spines[:].set_visible(False)
-    bar = figure.colorbar(picture, ax=right, shrink=0.8)
-    bar.set_label("attention (1 = uniform)", fontsize=8)
-    return figure
+    epochs = [np.asarray(run.history["epoch"]) for run in runs]
+    lengths = [
+        run.num_epochs or at[-1] or 1 for run, at in zip(runs, epochs, strict=True)
+    ]
+    if max(lengths) - min(lengths) < 0.5:
+        return epochs, "epoch"
+    fractions = [at / length for at, length in zip(epochs, lengths, strict=True)]
+    return fractions, "fraction of training"
 
 
-def rollouts(images, maps, titles):
-    """Images above their attention rollout.
-
-    Args:
-      images: `[B, S, S, channels]`, 0 to 255.
-      maps: `[B, g, g]`, 1 where attention is uniform.
-      titles: B lines.
-    """
-    figure, axes = _subplots(2, len(images), width=9, height=4)
-    for column, (image, one, title) in enumerate(
-        zip(images, maps, titles, strict=True)
-    ):
-        show(axes[0, column], image)
-        _keep_text([axes[0, column].set_title(title, fontsize=8)])
-        picture = axes[1, column].imshow(
-            one, cmap=_QUANTITY, vmin=min(maps.min(), 0.99), vmax=max(maps.max(), 1.01)
-        )
-        axes[1, column].set_axis_off()
-    bar = figure.colorbar(picture, ax=axes[1], shrink=0.8)
-    bar.set_label("rollout (1 = uniform)", fontsize=8)
-    return figure
+def _point_of(run):
+    """A marker, where a single evaluation makes no line."""
+    return {"marker": "." if len(run.history["epoch"]) < 2 else ""}
 
 
-def gallery(images, titles):
-    """Images `[B, S, S, channels]` with a title each, six a row."""
-    columns = 6
-    rows = -(-len(images) // columns)
-    figure, axes = _subplots(rows, columns, width=9, height=2.1 * rows)
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for ax, image, title in zip(axes.flat, images, titles, strict=False):
-        show(ax, image)
-        _keep_text([ax.set_title(title, fontsize=8)])
-    return figure
-
-
-def _subplots(rows, columns, *, width, height, **options):
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for ax in axes.flat:
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+def _indicator(run, name):
+    """`[step, L, H]`."""
+    return np.asarray(run.history["indicators"].sel(indicator=name))
 
 
 def _indicator_panels():
     """A figure with a panel for each of `INDICATORS`, three a row, and these panels."""
     rows = -(-len(INDICATORS) // 3)
-    figure, axes = _subplots(rows, 3, width=9, height=2.5 * rows)
+    figure, axes = subplots(rows, 3, width=WIDTH, height=0.5 + 2.4 * rows)
     for ax in axes.flat[len(INDICATORS) :]:
         ax.remove()
     return figure, axes.flat[: len(INDICATORS)]
 
 
-def _shade(i, num):
-    """The i-th of so many ordered colours, leaving out the palest."""
-    return colormaps[_QUANTITY](0.9 * i / max(num - 1, 1))
+def _layer_panels(num_layers, height, **options):
+    """A figure with a panel of that height for each layer, at most four a row."""
+    columns = min(num_layers, 4)
+    rows = -(-num_layers // columns)
+    figure, axes = subplots(
+        rows, columns, width=WIDTH, height=0.7 + height * rows, **options
+    )
+    for layer, ax in enumerate(axes.flat, start=1):
+        ax.set_title(f"layer {layer}", fontsize=9)
+    for ax in axes.flat[num_layers:]:
+        ax.remove()
+    return figure, axes.flat[:num_layers]
 
 
-def _label(ax, name, x):
-    """Title and axis labels of an indicator's panel."""
-    ax.set_title(INDICATORS[name].label, fontsize=9)
-    ax.set_xlabel(x, fontsize=8)
-    ax.set_ylabel(INDICATORS[name].unit, fontsize=8)
+def _heat_map_panels(rows, columns, num_layers):
+    height = rows * max(2.3, 0.7 + 0.2 * num_layers)
+    return subplots(rows, columns, width=WIDTH if columns > 1 else 4.5, height=height)
 
 
-def _legend_outside(figure, ax):
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+def _heat_map(ax, values, name, num_directions):
+    indicator = INDICATORS[name]
+    low, high = (end(num_directions) for end in indicator.range)
+    _cells(ax, values, low, high)
+    label_axes(ax, f"{indicator.label} ({low:.3g} to {high:.3g})", "head", "layer")
+    width = _width(ax) / values.shape[1]
+    if width < 13:  # points, of a cell: too little for numbers
+        return
+    style = {"ha": "center", "va": "center", "fontsize": min(8, width / 2.7)}
+    for (layer, head), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            bright = value - low > 0.5 * (high - low)
+            text = f"{value:.{1 if high >= 10 else 2}f}"
+            color = "#1a1a1a" if bright else "white"  # on every page the same
+            ax.text(1 + head, 1 + layer, text, color=color, **style)
 
 
-def _heat_map(ax, values, name):
-    picture = ax.imshow(values, cmap=_QUANTITY, aspect="auto")
-    ax.set_title(INDICATORS[name].label, fontsize=9)
-    ax.set_xlabel("head", fontsize=8)
-    ax.set_ylabel("layer", fontsize=8)
-    for axis, size in ((ax.xaxis, values.shape[1]), (ax.yaxis, values.shape[0])):
-        axis.set_ticks(range(size), range(1, size + 1))
-    bar = ax.figure.colorbar(picture, ax=ax)
-    bar.set_label(INDICATORS[name].unit, fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+def _width(ax):
+    """Of a panel in points, about."""
+    columns = ax.get_subplotspec().get_gridspec().ncols
+    return 72 * 0.8 * ax.figure.get_figwidth() / columns
 
 
-def _keep_text(texts):
-    """Keeps names that come from outside from being read as mathematics."""
-    for text in texts:
-        text.set_parse_math(False)
-
-
-def show(ax, image):
-    """Shows an image of one or three channels."""
-    if image.shape[-1] == 1:
-        ax.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
-    else:
-        ax.imshow(image.astype(np.uint8))
-    ax.set_axis_off()
+def _cells(ax, values, low, high):
+    """A cell for each value `[rows, columns]`, from 1 at the upper left."""
+    edges = [np.arange(0.5, 1 + size) for size in values.shape]
+    picture = ax.pcolormesh(*edges[::-1], values, cmap=QUANTITY, vmin=low, vmax=high)
+    ax.invert_yaxis()
+    rows, columns = values.shape
+    ax.set_yticks(range(1, 1 + rows, -(-rows // 16)))
+    room = int(_width(ax) / 15)  # for as many labels of two digits
+    ax.set_xticks(range(1, 1 + columns, -(-columns // room)))
+    return picture

@@ -34,6 +34,30 @@ def look(params, images, *, graphdef):
     )
 
 
+@functools.partial(jax.jit, static_argnames="graphdef")
+def look_by_query(params, images, *, graphdef):
+    """Where each patch of an image looks, layer by layer and head by head.
+
+    Args:
+      params: see `look`, as for images and graphdef.
+      images: likewise.
+      graphdef: likewise.
+
+    Returns:
+      `[B, L, H, 1 + g g, g, g]` float32: first `attention_maps`, then for each patch as
+      the query, row by row, its weights on the patches, times the number of tokens.
+    """
+    model = nnx.merge(graphdef, params)
+    _, traces = model(images)
+    weights = _stack_weights(traces)  # [B, L, H, N, N]
+    num_tokens, grid = weights.shape[-1], model.config.grid
+    first = num_tokens - grid**2  # a class token comes before the patches
+    patches = num_tokens * weights[..., first:, first:]
+    patches = patches.reshape(*patches.shape[:-1], grid, grid)  # [B, L, H, g g, g, g]
+    received = _to_grid(weights, model.config)[..., None, :, :]
+    return jnp.concatenate([received, patches], axis=-3)
+
+
 def attention_maps(traces, config):
     """How much each patch is attended to, by layer and head.
 

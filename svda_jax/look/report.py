@@ -1,47 +1,28 @@
-"""A run as one HTML page that needs no network: pictures inside, nothing executed.
+"""A run, or several compared, as one HTML page that needs no network.
 
-    svda report --workdir RUN --compare RUN
+    svda report --workdir RUN --compare RUN --compare RUN
 
 Every number and picture in it is read off the runs' histories or computed by their
 models here.
 """
 
-import base64
-import dataclasses
 import json
+import os
 import sys
 
-import jax
 import jinja2
 import numpy as np
 from absl import logging
-from flax import nnx
 from markupsafe import Markup
 
 from svda_jax import UserError, command_line, is_address, local_path, place
 from svda_jax.config import flatten
-from svda_jax.data import datasets
-from svda_jax.devices import parallel
-from svda_jax.look import figures
+from svda_jax.look import figures, samples, style, verdict
 from svda_jax.look.evaluate import MAX_SHOWN, by_class, draw_confusion
-from svda_jax.look.maps import look
 from svda_jax.models.indicators import INDICATORS, of_score
 from svda_jax.run import runs
 from svda_jax.run.mirror import reading
-from svda_jax.run.predict import predict
 
-NUM_PICTURED = 4  # images that attention is shown over
-NUM_WORST = 12
-_BATCH = 256
-# What is drawn of each run's history, and its description.
-_FIGURES = {
-    "by_epoch": "six indicators by epoch",
-    "by_layer": "six indicators by layer",
-    "heat_maps": "indicators, layer by head",
-    "spectra": "spectra",
-    "score_spectra": "spectra of the score",
-    "confusion": "confusion matrix",
-}
 # What the page says of `of_score`'s values.
 OF_SCORE = {
     "score_entropy": (
@@ -66,64 +47,45 @@ OF_SCORE = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Images:
-    """What a model says of the evaluation split."""
-
-    drawn: list  # rollout, worst-classified images, attention image by image
-    num_wrong: int
-    num_images: int
-
-
-def write_report(workdir, *, compare=None, out=None):
+def write_report(workdir, *, compare=(), out=None):
     """Writes the report of a run, finished or not.
 
     Args:
       workdir: the run's folder or address.
-      compare: that of a run to put beside it, or None.
+      compare: folders or addresses of runs to put beside it.
       out: path of the page; None is report.html in workdir.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: a workdir holds no run, or one without an evaluation, or a damaged
+      UserError: a folder holds no run, or one without an evaluation, or a damaged
         history; or the page cannot be written.
     """
-    workdirs = [place(path) for path in (workdir, compare) if path is not None]
+    workdirs = [place(path) for path in (workdir, *compare)]
     if out is not None and not (out := local_path(out)).parent.is_dir():
         raise UserError(f"cannot write {out}: its folder does not exist")
+    out = out or workdirs[0] / "report.html"
     described = []
     for path in workdirs:
         with reading(path) as folder:
             described.append(_describe(folder))
+        described[-1]["atlas"] = _link(path / "atlas.html", out)
     if len({run["name"] for run in described}) < len(described):
         for run, path in zip(described, workdirs, strict=True):
             run["name"] = str(path if is_address(path) else path.resolve())
-    for name, what in _FIGURES.items():
-        drawn = [run for run in described if run[name]]
-        # Sigma and singular values have no unit in common.
-        if name != "spectra" or len({run["attention"] for run in drawn}) == 1:
-            figures.share_scales([run[name] for run in drawn])
-        for run in drawn:
-            run[name] = _picture(run[name], what)
-    looked = [run["images"] for run in described if isinstance(run["images"], _Images)]
-    for alike in zip(*(images.drawn for images in looked), strict=False):
-        figures.share_scales([figure for figure, _ in alike])
-    for images in looked:
-        images.drawn[:] = [_picture(*one) for one in images.drawn]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("svda_jax.look", "."), autoescape=True
     )
-    histories = {run["name"]: run["history"] for run in described}
     page = environment.get_template("report.html").render(
         runs=described,
-        curves=_picture(figures.curves(histories), "loss and accuracy over epochs"),
+        verdict=_judge(described),
+        figures=_draw(described),
         indicators=INDICATORS,
         of_score=OF_SCORE,
         differing=_differing(described),
+        **samples.to_page(described),
     )
-    out = out or workdirs[0] / "report.html"
     if is_address(out):
         runs.write_atomically(out, page.encode())
         return out
@@ -135,11 +97,14 @@ def write_report(workdir, *, compare=None, out=None):
 
 
 def _describe(workdir):
-    """All that the page shows of one run."""
+    """All that the page shows of one run, but for figures that runs share."""
     config = runs.load_config(workdir)
     history = runs.read_history(workdir)
     last = history.isel(step=-1)
-    values = last["indicators"].values  # [6, L, H]
+    heads = dict(zip(INDICATORS, last["indicators"].values, strict=True))  # [L, H]
+    score = {}  # of a run of an older version, which did not measure it
+    if "score_spectrum" in last:
+        score = of_score(last["score_spectrum"].values)
     return {
         "name": workdir.resolve().name,
         "config": config,
@@ -150,46 +115,28 @@ def _describe(workdir):
             name: float(last[name]) for name in last.data_vars if not last[name].dims
         },
         "epoch": float(last["epoch"]),
-        "table": {
-            name: (one.mean(), one.std(), one.min(), one.max())
-            for name, one in zip(INDICATORS, values, strict=True)
-        },
-        "retained": (
-            float(last["retained_rank"].mean()),
-            last.sizes["direction"],
-        ),
-        **_describe_score(last),
+        "directions": last.sizes["direction"],
+        "table": {name: _spread(one) for name, one in heads.items()},
+        "retained": float(last["retained_rank"].mean()),
+        "score": {name: _spread(one) for name, one in score.items()},
         "speed": _speed(history),
-        **_describe_classes(history),
-        "by_epoch": figures.indicators_by_epoch(history),
-        "by_layer": figures.indicators_by_layer(history),
-        "heat_maps": figures.heat_maps(values),
-        "spectra": figures.spectra(last["spectrum"].values),
+        "classes": _describe_classes(history),
         "pruned": _describe_pruning(workdir),
-        "images": _look_at_images(workdir, config),
+        "images": samples.look_at_images(workdir, config),
     }
+
+
+def _spread(values):
+    return values.mean(), values.std(), values.min(), values.max()
 
 
 def _describe_classes(history):
     """The last evaluation class by class; None where the matrix is not kept."""
     if "confusion" not in history:
-        return {"classes": None, "confusion": None}
-    confusion = history["confusion"].values
-    names = [str(name) for name in history["true"].values]
-    drawn = len(names) <= MAX_SHOWN and draw_confusion(confusion, names)
-    return {"classes": by_class(confusion, names), "confusion": drawn or None}
-
-
-def _describe_score(last):
-    """The score's own spectrum; None where a run did not measure it."""
-    if "score_spectrum" not in last:
-        return {"score": None, "score_spectra": None}
-    spectrum = last["score_spectrum"].values
-    heads = of_score(spectrum)
-    return {
-        "score": {k: (v.mean(), v.std(), v.min(), v.max()) for k, v in heads.items()},
-        "score_spectra": figures.spectra(spectrum, "logits"),
-    }
+        return None
+    return by_class(
+        history["confusion"].values, [str(name) for name in history["true"].values]
+    )
 
 
 def _speed(history):
@@ -214,56 +161,79 @@ def _describe_pruning(workdir):
         figure = figures.kept_directions(took["spectrum"], took["keep"])
         # Before there were rules each head kept rho of the energy of its sigma.
         took = {"rule": f"--rho={took.get('rho')} --basis=sigma"} | took
-        return {**took, "picture": _picture(figure, "directions kept")}
+        title = f"directions kept of {took['workdir']}"
+        return {**took, "picture": _svg(figure, title)}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
-def _look_at_images(workdir, config):
-    """Attention and mistakes on the evaluation split, or why there are none."""
-    try:
-        run = runs.load(workdir)
-        data = datasets.load(
-            config.dataset,
-            "eval",
-            batch_size=_BATCH,
-            mesh=parallel.create_mesh([parallel.local_device()]),
-            obtain=False,
+def _judge(described):
+    """The verdict, a list of sentences."""
+    looked = [run for run in described if not isinstance(run["images"], str)]
+    sentences = [
+        verdict.accuracy_of(
+            run["name"], int(run["images"].right.sum()), len(run["images"].right)
         )
-        logits, labels, places = predict(run.model, data)
-    except UserError as error:
-        return str(error)
-    probabilities = np.asarray(jax.nn.softmax(logits))
-    predicted = probabilities.argmax(-1)
+        for run in looked
+    ]
+    first, *others = looked or [None]
+    for run in others:
+        # The same split of the same data: images stand in one order.
+        if _dataset(run) == _dataset(first):
+            one, other = ((r["name"], r["images"].right) for r in (first, run))
+            sentences.append(verdict.compare_on_images(one, other))
+    by_seed = [
+        (
+            run["attention"],
+            run["config"].seed,
+            {
+                "points of accuracy": 100 * run["last"]["eval_accuracy"],
+                "directions of the score's effective rank": (
+                    run["score"]["score_rank"][0] if run["score"] else np.nan
+                ),
+            },
+        )
+        for run in described
+    ]
+    return sentences + verdict.compare_by_seed(by_seed)
 
-    def title(i):
-        share = probabilities[i, predicted[i]]
-        true, best = data.class_names[labels[i]], data.class_names[predicted[i]]
-        return f"true: {true}\n{best} ({share:.0%})"
 
-    shown = range(min(NUM_PICTURED, len(labels)))
-    images, _ = data.get(places[: len(shown)])
-    graphdef, params = nnx.split(run.model, nnx.Param)
-    _, maps, rollout = jax.device_get(look(params, images, graphdef=graphdef))
-    titles = [title(i) for i in shown]
-    # Worst first: the least probability given to the true class.
-    given = probabilities[np.arange(len(labels)), labels]
-    worst = np.argsort(given, kind="stable")[:NUM_WORST]
-    return _Images(
-        drawn=[
-            (figures.rollouts(images, rollout, titles), "attention rollout"),
-            (
-                figures.gallery(data.get(places[worst])[0], [title(i) for i in worst]),
-                "worst-classified images",
-            ),
-            *(
-                (figures.attention_grid(images[i], maps[i], titles[i]), titles[i])
-                for i in shown
-            ),
-        ],
-        num_wrong=int(np.sum(predicted != labels)),
-        num_images=len(labels),
-    )
+def _dataset(run):
+    names = ("name", "eval_split", "holdout", "train_split", "class_list")
+    return [run["config"].dataset[name] for name in names]
+
+
+def _draw(described):
+    """The figures in which runs lie in the same panels, and those of each run."""
+    drawn = [
+        figures.Drawn(
+            run["name"], run["attention"], run["history"], run["config"].num_epochs
+        )
+        for run in described
+    ]
+    scored = [run for run in drawn if "score_spectrum" in run.history]
+    names = ", ".join(run.label for run in drawn)
+    found = {
+        "curves": figures.curves(drawn),
+        "indicators by epoch": figures.indicators_by_epoch(drawn),
+        "indicators by layer": figures.indicators_by_layer(drawn),
+        "spectra": figures.spectra(drawn),
+    }
+    if scored:
+        found["spectra of the score"] = figures.score_spectra(scored)
+    found = {what: _svg(figure, f"{what}: {names}") for what, figure in found.items()}
+    for run in drawn:
+        values = run.history["indicators"][-1].values
+        figure = figures.heat_maps(values, run.history.sizes["direction"])
+        found[f"heat maps {run.label}"] = _svg(figure, f"heat maps: {run.label}")
+        if "confusion" in run.history and run.history.sizes["true"] <= MAX_SHOWN:
+            matrix = run.history["confusion"].values
+            figure = draw_confusion(
+                matrix, [str(n) for n in run.history["true"].values]
+            )
+            title = f"confusion matrix: {run.label}"
+            found[f"confusion {run.label}"] = _svg(figure, title)
+    return found
 
 
 def _differing(described):
@@ -276,19 +246,28 @@ def _differing(described):
     }
 
 
-def _picture(figure, description):
-    """A figure as an img element with the picture inside."""
-    data = base64.b64encode(figures.to_png(figure, dpi=110)).decode()
-    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(
-        description, Markup(data)
-    )
+def _link(path, page):
+    """The address of a local file for a page, or None where there is no such file."""
+    if is_address(path) or is_address(page) or not path.exists():
+        return None
+    return os.path.relpath(path.resolve(), page.resolve().parent)
+
+
+def _svg(figure, title):
+    return Markup(style.to_svg(figure, title))
 
 
 def main(argv=None):
     """Runs the command line."""
     parser = command_line("report", __doc__)
     parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--compare", metavar="RUN", help="a run to put beside it")
+    parser.add_argument(
+        "--compare",
+        metavar="RUN",
+        action="append",
+        default=[],
+        help="a run to put beside it; may be given several times",
+    )
     parser.add_argument("--out", help="the page (default: report.html in workdir)")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)

@@ -224,12 +224,13 @@ def _compile_evaluation(graphdef, mesh, noise_scale, indicators):
     return parallel.pmap(step, mesh, split_argnums=(1,)), jax.jit(measure)
 
 
-def create_pictures(data, graphdef):
+def create_pictures(data, graphdef, attention):
     """The pictures of a run.
 
     Args:
       data: the evaluation split, from `datasets.load`.
       graphdef: from `create_graphdef`.
+      attention: of its model, "svda" or "softmax".
 
     Returns:
       A function from parameters and a dict of what an evaluation measured, or None, to
@@ -244,28 +245,34 @@ def create_pictures(data, graphdef):
             f"true: {name}\npredicted: {data.class_names[row.argmax()]}"
             for name, row in zip(truth, probabilities, strict=True)
         ]
-        return draw_pictures(images, maps, titles, values)
+        return draw_pictures(images, maps, titles, attention, values)
 
     return draw
 
 
-def draw_pictures(images, maps, titles, values=None):
+def draw_pictures(images, maps, titles, attention, values=None):
     """Pictures `[height, width, 3]` uint8 by TensorBoard's tag.
 
     Args:
       images: `[n, S, S, channels]` uint8.
       maps: their attention maps, `[n, L, H, g, g]`.
       titles: a line for each image.
+      attention: of the model, "svda" or "softmax".
       values: what an evaluation measured, or None to draw attention alone.
     """
-    from svda_jax.look import figures  # matplotlib takes half a second
+    # Matplotlib takes half a second.
+    from svda_jax.look import figures, pictures, style
 
     drawn = {}
     for i, args in enumerate(zip(images, maps, titles, strict=True), start=1):
-        drawn[f"attention/image_{i}"] = figures.attention_grid(*args)
+        drawn[f"attention/image_{i}"] = pictures.attention_grid(*args)
     if values:
-        for name in ("spectrum", "score_spectrum"):
-            drawn[f"{name}/heads"] = figures.spectra(values[name])
+        last = {name: np.asarray(one)[None] for name, one in values.items()}
+        run = figures.Drawn(attention, attention, last)
+        drawn["spectrum/heads"] = figures.spectra([run])
+        drawn["score_spectrum/heads"] = figures.score_spectra([run])
+        num_directions = values["spectrum"].shape[-1]
         for name, one in zip(INDICATORS, values["indicators"], strict=True):
-            drawn[f"indicators/{name}/heads"] = figures.heat_map(one, name)
-    return {tag: figures.to_rgb(figure) for tag, figure in drawn.items()}
+            tag = f"indicators/{name}/heads"
+            drawn[tag] = figures.heat_map(one, name, num_directions)
+    return {tag: style.to_rgb(figure) for tag, figure in drawn.items()}

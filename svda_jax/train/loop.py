@@ -68,7 +68,7 @@ def train_and_evaluate(config, workdir):
         evaluate = create_evaluate(
             eval_data, graphdef, mesh, key=keys.noise, **config.indicators
         )
-        draw = create_pictures(eval_data, graphdef)
+        draw = create_pictures(eval_data, graphdef, config.model.attention)
 
         abstract_state = jax.eval_shape(init, keys.init)
         shardings = parallel.shard(abstract_state, mesh, fsdp=config.fsdp)
