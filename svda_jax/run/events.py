@@ -13,9 +13,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from svda_jax import UserError
-from svda_jax.config import flatten
+from svda_jax.config import RECIPES, defaults, flatten, recipe
 from svda_jax.models.indicators import INDICATORS
-from svda_jax.options import OPTIONS
 
 # TensorBoard's tag for each of them that is a number, or the mean of one of each head.
 SCALARS = {
@@ -81,7 +80,10 @@ def _chart(pattern):
 
 
 def _hyperparameters(config):
-    """The summaries of a config's values; its own choices are the first columns."""
+    """The summaries of a config's values; those not of its recipe come first."""
+    name = config.dataset.name
+    named = {file.stem for file in RECIPES.glob("*.py")} - {"folder"}
+    usual = flatten(recipe(name) if name in named else defaults())
     flat = flatten(config)
     values = {
         key: value if isinstance(value, (str, bool, int, float)) else str(value)
@@ -94,7 +96,7 @@ def _hyperparameters(config):
     for info in content.experiment.hparam_infos:
         key = info.name
         compared = key in ("model.attention", "seed")
-        info.differs = compared or flat[key] != OPTIONS[key].default
+        info.differs = compared or flat[key] != usual.get(key)
     plugin.content = content.SerializeToString()
     return [experiment, *others]
 
