@@ -25,10 +25,12 @@ def no_pictures():
 
 @pytest.fixture
 def address(keep, make_config, tmp_path_factory):
-    """Of TensorBoard on a run, both made once for this module."""
+    """Of TensorBoard on a run of each attention, all made once for this module."""
     if "address" not in keep:
         folder = tmp_path_factory.mktemp("tensorboard")
-        train_and_evaluate(make_config(num_epochs=2), folder / "runs" / "toy")
+        for attention in ("svda", "softmax"):
+            config = make_config(num_epochs=2, model__attention=attention)
+            train_and_evaluate(config, folder / "runs" / attention)
         command = [sys.executable, "-m", "tensorboard.main"]
         command += ["--logdir", "runs", "--host", "127.0.0.1", "--port", "0"]
         server = subprocess.Popen(
@@ -85,9 +87,11 @@ def wait_for(browser, names, seconds=60):
     ("tab", "names"),
     [
         ("scalars", ["train", "eval", "indicators"]),
+        ("timeseries", ["svda", "softmax", "eval"]),
+        ("custom_scalars", ["runs", "layers", "eval/loss", "score/effective_rank"]),
         ("images", ["attention", "indicators", "spectrum"]),
         ("histograms", ["spectrum/layer_1", "spectrum/layer_2"]),
-        ("hparams", ["model.attention", "learning_rate", "eval/accuracy"]),
+        ("hparams", ["model.attention", "learning_rate", "score/effective_rank"]),
     ],
 )
 def test_a_browser_finds_what_a_run_wrote(address, browser, output_dir, tab, names):

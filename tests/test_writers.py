@@ -1,9 +1,13 @@
 """The history file and TensorBoard's events."""
 
+import re
+
 import numpy as np
 import pytest
 import xarray as xr
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.metadata import parse_experiment_plugin_data
 
 from svda_jax import UserError
 from svda_jax.models.indicators import INDICATORS
@@ -207,13 +211,52 @@ def test_events_hold_scalars_histograms_and_hyperparameters(
     assert histogram.sum == pytest.approx(values["spectrum"][1].sum(), rel=1e-5)
     for i, name in enumerate(INDICATORS):
         indicator = values["indicators"][i]
-        mean = events.Scalars(f"indicators/{name}")[0].value
+        mean = events.Scalars(f"indicators/{name}/mean")[0].value
         assert mean == pytest.approx(indicator.mean())
         layer = events.Scalars(f"indicators/{name}/layer_2")[0].value
         assert layer == pytest.approx(indicator[1].mean())
     plugin = events.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     assert b"model.attention" in plugin
     assert b"svda" in plugin
+
+
+def test_the_table_of_hyperparameters_begins_with_what_is_not_the_recipe_s(
+    tmp_path, make_config
+):
+    with EventWriter(tmp_path, make_config(learning_rate=0.5), last_step=0):
+        pass
+    plugin = read_events(tmp_path).PluginTagToContent("hparams")
+    experiment = parse_experiment_plugin_data(plugin["_hparams_/experiment"])
+    first = {info.name for info in experiment.hparam_infos if info.differs}
+    assert first >= {"model.attention", "seed", "learning_rate", "model.width"}
+    assert not first & {"augment.affine", "dataset.name", "model.dropout"}
+    metrics = [info.name.tag for info in experiment.metric_infos]
+    assert metrics == ["eval/accuracy", "eval/loss", "score/effective_rank"]
+
+
+def test_charts_of_all_runs_find_each_tag_that_they_are_for(
+    tmp_path, make_values, make_config
+):
+    with EventWriter(tmp_path, make_config(), last_step=0) as writer:
+        writer.write(1, make_values(0.5))
+    events = read_events(tmp_path)
+    (tensor,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(tensor.tensor_proto.string_val[0])
+    tags = events.Tags()["scalars"]
+    found = {
+        (category.title, chart.title): [
+            tag for tag in tags if any(re.match(p, tag) for p in chart.multiline.tag)
+        ]
+        for category in layout.category
+        for chart in category.chart
+    }
+    for (category, title), found_tags in found.items():
+        if category == "runs":
+            assert found_tags == [title]
+        else:
+            layers = [f"indicators/{title}/layer_{layer}" for layer in (1, 2)]
+            assert found_tags == layers
+    assert {title for category, title in found if category == "layers"} == {*INDICATORS}
 
 
 def test_events_behind_the_restored_step_are_dropped(

@@ -3,15 +3,17 @@
 import contextlib
 import math
 import pathlib
+import re
 import time
 
 import numpy as np
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from svda_jax import UserError
-from svda_jax.config import flatten
+from svda_jax.config import RECIPES, defaults, flatten, recipe
 from svda_jax.models.indicators import INDICATORS
 
 # TensorBoard's tag for each of them that is a number, or the mean of one of each head.
@@ -30,6 +32,73 @@ SCALARS = {
     "score/retained_rank": "score_retained_rank",
     "score/strength": "score_strength",
 }
+# What TensorBoard's table of hyperparameters shows of each run.
+METRICS = ("eval/accuracy", "eval/loss", "score/effective_rank")
+
+
+def scalars(values):
+    """An evaluation's finite numbers by tag, given as to `History.append`.
+
+    Of an indicator there are the mean over all heads and that over each layer's.
+    """
+    found = {
+        tag: np.mean(values[name]) for tag, name in SCALARS.items() if name in values
+    }
+    for name, indicator in zip(INDICATORS, values["indicators"], strict=True):
+        found[f"indicators/{name}/mean"] = indicator.mean()
+        for layer, heads in enumerate(indicator, start=1):
+            found[f"indicators/{name}/layer_{layer}"] = heads.mean()
+    return _finite(found)
+
+
+def step_scalars(values):
+    """Finite numbers of one training step by TensorBoard's tag, given by name."""
+    return _finite({f"step/{name}": value for name, value in values.items()})
+
+
+def _finite(scalars):
+    return {tag: float(x) for tag, x in scalars.items() if math.isfinite(x)}
+
+
+def _layout():
+    """Charts of all runs together; a chart takes what its regular expressions find."""
+    tags = [
+        *("eval/loss", "train/loss", "eval/accuracy", "train/accuracy"),
+        *(f"indicators/{name}/mean" for name in INDICATORS),
+        *("score/effective_rank", "score/spectral_entropy"),
+    ]
+    return {
+        "runs": {tag: _chart(re.escape(tag)) for tag in tags},
+        "layers": {
+            name: _chart(rf"indicators/{name}/layer_\d+") for name in INDICATORS
+        },
+    }
+
+
+def _chart(pattern):
+    return "Multiline", [f"{pattern}$"]
+
+
+def _hyperparameters(config):
+    """The summaries of a config's values; those not of its recipe come first."""
+    name = config.dataset.name
+    named = {file.stem for file in RECIPES.glob("*.py")} - {"folder"}
+    usual = flatten(recipe(name) if name in named else defaults())
+    flat = flatten(config)
+    values = {
+        key: value if isinstance(value, (str, bool, int, float)) else str(value)
+        for key, value in flat.items()
+    }
+    experiment, *others = summary.hparams(values, dict.fromkeys(METRICS))
+    # TensorBoard orders by a field that tensorboardX does not know.
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for info in content.experiment.hparam_infos:
+        key = info.name
+        compared = key in ("model.attention", "seed")
+        info.differs = compared or flat[key] != usual.get(key)
+    plugin.content = content.SerializeToString()
+    return [experiment, *others]
 
 
 class EventWriter:
@@ -52,12 +121,10 @@ class EventWriter:
         if last_step:
             start = SessionLog(status=SessionLog.START)
             self._add(last_step + 1, session_log=start)
-        values = {
-            key: value if isinstance(value, (str, bool, int, float)) else str(value)
-            for key, value in flatten(config).items()
-        }
-        metrics = {"eval/loss": None, "eval/accuracy": None}
-        for description in summary.hparams(values, metrics):
+        for description in (
+            *_hyperparameters(config),
+            summary.custom_scalars(_layout()),
+        ):
             self._add(0, summary=description)
         self._flush()
 
@@ -74,14 +141,7 @@ class EventWriter:
         Raises:
           UserError: the file cannot be written.
         """
-        for tag, name in SCALARS.items():
-            if name in values:
-                self._add_scalar(step, tag, np.mean(values[name]))
-        for name, indicator in zip(INDICATORS, values["indicators"], strict=True):
-            self._add_scalar(step, f"indicators/{name}", indicator.mean())
-            for layer, heads in enumerate(indicator, start=1):
-                tag = f"indicators/{name}/layer_{layer}"
-                self._add_scalar(step, tag, heads.mean())
+        self._add_scalars(step, scalars(values))
         for name in ("spectrum", "score_spectrum"):
             for layer, spectrum in enumerate(values[name], start=1):
                 there = np.float64(spectrum)  # whose sum is finite too
@@ -94,8 +154,7 @@ class EventWriter:
 
     def write_step(self, step, values):
         """Writes numbers of one training step, by name, those that are finite."""
-        for name, value in values.items():
-            self._add_scalar(step, f"step/{name}", value)
+        self._add_scalars(step, step_scalars(values))
         self._flush()
 
     def write_pictures(self, step, pictures):
@@ -104,9 +163,9 @@ class EventWriter:
             self._add(step, summary=summary.image(tag, picture, dataformats="HWC"))
         self._flush()
 
-    def _add_scalar(self, step, tag, value):
-        if math.isfinite(value):
-            self._add(step, summary=summary.scalar(tag, float(value)))
+    def _add_scalars(self, step, scalars):
+        for tag, value in scalars.items():
+            self._add(step, summary=summary.scalar(tag, value))
 
     def _add(self, step, **content):
         event = Event(wall_time=time.time(), step=step, **content)

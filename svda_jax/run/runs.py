@@ -5,6 +5,7 @@ classes.json    the names of the classes, by label
 checkpoints/    Orbax checkpoints of the training state
 history.nc      every evaluation's measurements, one labelled xarray data set
 events.out...   the same and more for TensorBoard
+tracker.json    the run's id at each tracker it was sent to
 pruning.json    for a pruned run, what was taken from which run
 """
 
@@ -43,6 +44,7 @@ _MAY_DIFFER = (
     "num_epochs",
     "pictures_every_epochs",
     "profile",
+    "tracker",
     "dataset.data_dir",
     "dataset.num_threads",
     "dataset.num_workers",
@@ -117,6 +119,11 @@ def checkpoints_path(workdir):
 def history_path(workdir):
     """Path of the run's history."""
     return pathlib.Path(workdir, "history.nc")
+
+
+def tracker_path(workdir):
+    """Path of the run's ids at trackers."""
+    return pathlib.Path(workdir, "tracker.json")
 
 
 def pruning_path(workdir):

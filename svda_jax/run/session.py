@@ -4,7 +4,7 @@ import contextlib
 
 from svda_jax import UserError
 from svda_jax.devices import processes
-from svda_jax.run import console, runs
+from svda_jax.run import console, runs, trackers
 from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.events import EventWriter
 from svda_jax.run.history import History
@@ -26,8 +26,8 @@ class Session:
       last_saved: step of the newest checkpoint that is whole, 0 for none.
 
     Raises:
-      UserError: when it is entered, workdir holds another run or another process is
-        training in it.
+      UserError: when it is entered, workdir holds another run, another process is
+        training in it, or the tracker's package is not installed.
     """
 
     def __init__(self, config, workdir):
@@ -35,8 +35,11 @@ class Session:
         self.workdir = workdir
         self.last_saved = 0
         self._first = processes.is_primary()
+        self._writers = []  # `trackers.Writer`s, of the first process alone
 
     def __enter__(self):
+        if self._first:
+            trackers.check(self.config.tracker)
         with contextlib.ExitStack() as stack:
             self._mirror = stack.enter_context(Mirror(self.workdir))
             self.folder = self._mirror.folder
@@ -108,15 +111,17 @@ class Session:
                 self._stack.enter_context(runs.hold(self.folder))
             devices = console.describe_devices(mesh)
             self._history = History(self.folder, last_step=step, attrs=devices)
-            self._events = self._stack.enter_context(
-                EventWriter(self.folder, self.config, last_step=step)
-            )
+            events = EventWriter(self.folder, self.config, last_step=step)
+            self._writers.append(self._stack.enter_context(events))
         processes.synchronize("workdir")
         self._bar = self._stack.enter_context(
             console.progress_bar(
                 num_steps, step, self.config.batch_size, hidden=not self._first
             )
         )
+        if self._first and self.config.tracker:
+            tracker = trackers.Tracker(self.folder, self.config, say=self.say)
+            self._writers.append(self._stack.enter_context(tracker))
 
     def say(self, line):
         """Prints a line above the progress bar."""
@@ -128,9 +133,9 @@ class Session:
         self._bar.update(num_images)
 
     def log(self, step, values):
-        """Writes numbers of one training step, by name, for TensorBoard."""
-        if self._first:
-            self._events.write_step(step, values)
+        """Writes numbers of one training step, by name."""
+        for writer in self._writers:
+            writer.write_step(step, values)
 
     def lacks(self, step):
         """Whether the evaluation at that step is missing, asked when it is resumed."""
@@ -141,13 +146,14 @@ class Session:
         """Writes an evaluation, given as to `History.append`, and says it."""
         if self._first:
             self._history.append(step, epoch, values)
-            self._events.write(step, values)
+            for writer in self._writers:
+                writer.write(step, values)
             self.say(console.evaluation_line(step, epoch, values))
 
     def picture(self, step, pictures):
         """Writes pictures `[height, width, 3]` uint8, by TensorBoard's tag."""
-        if self._first:
-            self._events.write_pictures(step, pictures)
+        for writer in self._writers:
+            writer.write_pictures(step, pictures)
 
     def save(self, step, state):
         """Saves a dict of pytrees in the background."""
