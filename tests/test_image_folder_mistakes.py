@@ -63,7 +63,7 @@ def bad_word(folder):
         (no_train, "has val/ but no train/"),
         (no_folders, "no folders of images, one for each class"),
         (no_images, "class a has no images in train"),
-        (shutil.rmtree, "is not a folder"),
+        (shutil.rmtree, "there is no"),
         (bad_words, "Labels.json is no table of class names: it has no name for"),
         (bad_word, "Labels.json is no table of class names: it has no name for"),
     ],

@@ -269,16 +269,31 @@ def estimate_recipe(name, machine="v5e"):
       name: of the recipe.
       machine: one of `MACHINES`; 128 images for each of its devices.
     """
-    mesh = parallel.create_mesh(describe_devices(machine))
+    devices = describe_devices(machine)
     config = recipe(name)
     config.model.scan = True
-    config.batch_size = 128 * mesh.size
+    config.batch_size = 128 * len(devices)
+    return estimate_training(config, machine, devices)
+
+
+def estimate_training(config, machine, devices):
+    """`Estimate` of the `train_step` of a config.
+
+    Args:
+      config: as from `svda_jax.config.defaults`.
+      machine: one of `MACHINES`.
+      devices: of that machine, among which a batch is split.
+
+    Raises:
+      UserError: the config is not valid for as many devices.
+    """
+    mesh = parallel.create_mesh(devices)
     model_config = validate(config, num_devices=mesh.size)
     init, step = create_training(config, model_config, num_steps=1000, mesh=mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     arguments = abstract_arguments(jax.eval_shape(init, key), config, mesh)
     key = place(key, parallel.replicated(mesh))
-    kernels = count_cycles(model_config, 128, machine)
+    kernels = count_cycles(model_config, config.batch_size // mesh.size, machine)
     return estimate(step, (*arguments, key), machine, kernels)
 
 

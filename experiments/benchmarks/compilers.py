@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from experiments.benchmarks.hlo import count_bytes
 from svda_jax import UserError
 from svda_jax.devices import parallel
+from svda_jax.train.memory import held_bytes
 
 # A gather or scatter of as many numbers goes pixel by pixel, a slow path of TPUs.
 MANY_NUMBERS = 2**16
@@ -33,6 +34,7 @@ class Machine(NamedTuple):
       clock: cycles a second; None where the compiler estimates no cycles.
       flops: a second, of bfloat16 products added up in float32.
       bandwidth: of its memory, bytes a second.
+      memory: bytes.
       options: of the compiler.
     """
 
@@ -41,12 +43,13 @@ class Machine(NamedTuple):
     clock: float | None
     flops: float
     bandwidth: float
+    memory: float
     options: dict[str, Any] | None = None
 
 
 MACHINES = {
-    "v5e": Machine("TPU v5e", "v5e:2x2", 1.5e9, 197e12, 819e9),
-    "v6e": Machine("TPU v6e", "v6e:2x2", 1.75e9, 918e12, 1640e9),
+    "v5e": Machine("TPU v5e", "v5e:2x2", 1.5e9, 197e12, 819e9, 16e9),
+    "v6e": Machine("TPU v6e", "v6e:2x2", 1.75e9, 918e12, 1640e9, 32e9),
     # Products by cuBLAS: XLA's own are chosen by trying them on the device.
     "h100": Machine(
         "NVIDIA H100 SXM",
@@ -54,6 +57,7 @@ MACHINES = {
         None,
         989e12,
         3350e9,
+        80e9,
         {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0},
     ),
 }
@@ -87,6 +91,7 @@ class Estimate(NamedTuple):
       arguments: bytes that the device holds of them.
       temporaries: bytes beside arguments and results.
       code: bytes of the program; 0 for a GPU, whose compiler does not say.
+      held: bytes of a device's memory while it runs, see `held_bytes`.
       kernels: how often each is called, by name: those of attention, and of libraries.
       collectives: how many of each, by name.
       loops: how many.
@@ -100,6 +105,7 @@ class Estimate(NamedTuple):
     arguments: int
     temporaries: int
     code: int
+    held: int
     kernels: dict[str, int]
     collectives: dict[str, int]
     loops: int
@@ -108,14 +114,18 @@ class Estimate(NamedTuple):
 
 
 @functools.cache
-def describe_devices(name):
+def describe_devices(name, topology=None):
     """Devices of one of `MACHINES`, of which none need be here.
+
+    Args:
+      name: of the machine.
+      topology: of several TPUs; None is the smallest.
 
     Raises:
       UserError: its compiler is not installed.
     """
     jax.config.update("jax_platforms", "cpu")  # there is no device to wait for
-    topology = MACHINES[name].topology
+    topology = topology or MACHINES[name].topology
     if name == "h100":
         _require("jax_cuda12_plugin", f'"jax[cuda12]=={jax.__version__}"', name)
         describe = functools.partial(
@@ -156,6 +166,7 @@ def estimate(function, args, name, kernels=None):
         arguments=memory.argument_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
+        held=held_bytes(compiled),
         seconds=seconds,
         **read_program(text, kernels or {}),
     )

@@ -32,7 +32,7 @@ def input(repeats):
         return data.train_batches(jax.random.key(0), 0)
 
     with tempfile.TemporaryDirectory() as folder:
-        num_bytes = _write_photographs(pathlib.Path(folder, "files"))
+        num_bytes = write_photographs(pathlib.Path(folder, "files", "train"))
         import_files("photographs", f"{folder}/files", f"{folder}/tfds")
         variants = {
             f"Grain, {threads} threads, {workers} worker processes": functools.partial(
@@ -76,17 +76,29 @@ def input(repeats):
     )
 
 
-def _write_photographs(folder):
-    """Writes 512 JPEGs in two classes; returns their mean size in bytes."""
+def write_photographs(folder, *, size=(500, 375), num_classes=2, per_class=256):
+    """Writes JPEGs cut from two photographs, a folder for each class.
+
+    Args:
+      folder: of the class folders.
+      size: width and height, at most 640 x 427.
+      num_classes: of folders, 0, 1, ...
+      per_class: images.
+
+    Returns:
+      Their mean size in bytes.
+    """
     rng = np.random.default_rng(0)
-    sizes = []
-    for label, photograph in enumerate(load_sample_images().images):
-        (folder / "train" / str(label)).mkdir(parents=True)
-        for i in range(256):
-            left, top = rng.integers(640 - 500), rng.integers(427 - 375)
-            picture = Image.fromarray(photograph[top : top + 375, left : left + 500])
-            path = folder / "train" / str(label) / f"{i}.jpg"
-            picture.save(path, quality=95)
+    photographs, sizes = load_sample_images().images, []
+    width, height = size
+    for label in range(num_classes):
+        photograph = photographs[label % len(photographs)]
+        (folder / str(label)).mkdir(parents=True)
+        for i in range(per_class):
+            left, top = rng.integers(641 - width), rng.integers(428 - height)
+            piece = photograph[top : top + height, left : left + width]
+            path = folder / str(label) / f"{i}.jpg"
+            Image.fromarray(piece).save(path, quality=95)
             sizes.append(path.stat().st_size)
     return np.mean(sizes)
 

@@ -4,7 +4,8 @@
 
 Several --config compare on several data sets and draw them into shared figures too;
 options of the config follow as for svda_jax.main and hold for all of them. --controls
-also trains what tells the parts of SVDA from each other.
+also trains what tells the parts of SVDA from each other. --rehearse trains nothing in
+earnest: it estimates what the comparison would take and runs all of it in small.
 
 Runs lie under --runs, by default runs/; those that are finished are not trained again,
 those that were stopped go on. The results go to <config>/ under --out, by default
@@ -71,6 +72,7 @@ def main(argv):
         "--config", action="append", default=[], help="may be given several times"
     )
     parser.add_argument("--controls", action="store_true", help="train these as well")
+    parser.add_argument("--rehearse", action="store_true", help="in small, to see")
     if failed := run_command(parser, argv, reproduce):
         sys.exit(f"error: {failed} runs failed; the results say which")
 
@@ -79,6 +81,10 @@ def reproduce(args, rest, command):
     """All that the command line asks for; the number of runs that failed."""
     if not args.config:
         raise UserError("which config? For a start: --config=configs/digits.py")
+    if args.rehearse:
+        from experiments.paper.rehearse import rehearse  # it imports what it rehearses
+
+        return rehearse(args, rest, main)
     out = pathlib.Path(args.out)
     names = read_configs(args.config, rest)
     for path, name in zip(args.config, names, strict=True):

@@ -24,13 +24,18 @@ import tensorflow_datasets as tfds
 import svda_jax
 from svda_jax import UserError
 from svda_jax.data.bucket import fetch_data
+from svda_jax.data.cifar import Cifar
 from svda_jax.data.digits import Digits
 from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.data.in_memory import InMemory, decode_split
 from svda_jax.data.splits import open_split
 
 # Our own builders, by data set. They prepare without TensorFlow.
-BUILDERS = {"digits": Digits, "fashion_mnist": FashionMnist}
+BUILDERS = {
+    "digits": Digits,
+    "fashion_mnist": FashionMnist,
+    **{name: functools.partial(Cifar, name=name) for name in ("cifar10", "cifar100")},
+}
 
 
 def load(config, kind, *, batch_size, mesh, obtain=True):
@@ -182,8 +187,9 @@ def _check_obtainable(builder, missing):
         if not _is_reachable(url or "https://storage.googleapis.com"):
             remedy = (
                 "import its files with "
-                "python -m svda_jax prepare fashion_mnist --from DIR"
-                if builder.name == "fashion_mnist"
+                f"import its files with python -m svda_jax prepare {builder.name} "
+                "--from DIR"
+                if ours
                 else "run this once with a network"
             )
             raise UserError(f"{missing} and there is no network to get it; {remedy}")

@@ -2,12 +2,15 @@
 
     python -m svda_jax prepare fashion_mnist --from DIR
     python -m svda_jax prepare my_flowers --from DIR
+    python -m svda_jax prepare cifar10 --from cifar-10-python.tar.gz
     python -m svda_jax prepare cifar10
 
-DIR holds the four IDX files of FashionMNIST, gzipped or not; for every other name,
-train/ and val/ with a folder of images for each class, or train.X1/, ... and val.X/, or
-the class folders alone. What cannot be taken is counted and named at the end; --strict
-refuses it. Without --from the data set is one of TFDS, which needs TensorFlow for it.
+DIR holds the four IDX files of FashionMNIST, gzipped or not; CIFAR-10 and CIFAR-100 are
+taken from an archive as published, "python" or "binary", what it unpacks to, or a
+folder with either; for every other name DIR has train/ and val/ with a folder of images
+for each class, or train.X1/, ... and val.X/, or the class folders alone. What cannot be
+taken is counted and named at the end; --strict refuses it. Without --from the data set
+is downloaded, for which all but FashionMNIST, CIFAR and the digits need TensorFlow.
 """
 
 import os
@@ -19,6 +22,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from svda_jax import UserError, command_line, local_path
+from svda_jax.data.cifar import VERSIONS as CIFAR
+from svda_jax.data.cifar import Cifar
 from svda_jax.data.datasets import create_builder, prepare_builder
 from svda_jax.data.fashion_mnist import FashionMnist
 from svda_jax.data.image_folder import ImageFolder, describe_left_out
@@ -26,12 +31,12 @@ from svda_jax.data.splits import features_of
 
 
 def import_files(name, source, data_dir=None, *, strict=False):
-    """Imports a folder as a data set; returns its builder.
+    """Imports files as a data set; returns its builder.
 
     Args:
-      name: "fashion_mnist", for a folder of IDX files, or what a folder of images shall
-        be called.
-      source: the folder.
+      name: "fashion_mnist", for a folder of IDX files, "cifar10" or "cifar100", for
+        their files, or what a folder of images shall be called.
+      source: the folder, or an archive of CIFAR's.
       data_dir: the folder that TFDS keeps data sets in; None is TFDS's default.
       strict: refuses a folder with anything that is not taken.
 
@@ -39,19 +44,24 @@ def import_files(name, source, data_dir=None, *, strict=False):
       UserError: the name, the folder or a file is not what it should be, or the data
         set is there already. No part of a data set is left then.
     """
-    if not os.path.isdir(source):
-        raise UserError(f"{source} is not a folder")
+    if not os.path.exists(source):
+        raise UserError(f"there is no {source}")
     options = {"source": source, "data_dir": data_dir, "file_format": "array_record"}
     if name == "fashion_mnist":
         builder = FashionMnist(**options)
+    elif name in CIFAR:
+        builder = Cifar(name=name, **options)
     elif not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name}: a name has lower-case letters, digits, underscores")
     elif name in tfds.list_builders(with_community_datasets=False):
         raise UserError(f"{name} is a data set of TFDS; choose another name")
     else:
         builder = ImageFolder(name=name, strict=strict, **options)
-    if name == "fashion_mnist" and not builder.is_prepared():
-        builder.read_folder()  # a damaged file must not leave half a data set behind
+    if not builder.is_prepared():  # a damaged file must not leave half a data set
+        if name == "fashion_mnist":
+            builder.read_folder()
+        elif name in CIFAR:
+            builder.read(source)
     if not prepare_builder(builder):
         raise UserError(
             f"{builder.data_dir} is there already; remove it to import anew"
@@ -63,7 +73,7 @@ def main(argv=None):
     """Runs the command line."""
     parser = command_line("prepare", __doc__)
     parser.add_argument("name", help="of the data set")
-    parser.add_argument("--from", dest="source", metavar="DIR")
+    parser.add_argument("--from", dest="source", metavar="DIR_OR_ARCHIVE")
     parser.add_argument("--data_dir", help="where TFDS keeps data sets")
     parser.add_argument("--strict", action="store_true", help="leave nothing out")
     args = parser.parse_args(argv)
@@ -93,7 +103,7 @@ def main(argv=None):
 
 def _train_line(builder, data_dir):
     """The command that trains on an imported data set."""
-    own = builder.name not in ("fashion_mnist", "imagenet100")
+    own = builder.name not in ("fashion_mnist", "imagenet100", *CIFAR)
     config = f"folder.py:{builder.name}" if own else f"{builder.name}.py"
     options = {"data_dir": os.path.abspath(data_dir)} if data_dir else {}
     if builder.name == "imagenet100":
