@@ -67,7 +67,7 @@ def prepare(out, size, *, cache, page, **options):
       **options: of `pictures.write_tree`.
 
     Raises:
-      UserError: size is not positive, a package cannot be had or is damaged, out is
+      UserError: size is less than 32, a package cannot be had or is damaged, out is
         there already, or something cannot be written.
     """
     if size < 32:
@@ -75,12 +75,12 @@ def prepare(out, size, *, cache, page, **options):
     if out.exists():
         raise UserError(f"{out} is there already; remove it to write it anew")
     try:
+        page.parent.mkdir(parents=True, exist_ok=True)  # before minutes of drawing
         fetch(cache)
         drawings, emoji = read_drawings(cache)
         drawings = in_every_split(drawings)
         hashes = write_tree(drawings, out, size, **options)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(write_page(drawings, emoji, hashes))
+        page.write_text(write_page(drawings, emoji, hashes), "utf-8")
     except OSError as error:
         raise UserError(f"cannot write {error.filename}: {error.strerror}") from None
 

@@ -47,6 +47,9 @@ The table: of the emoji that two vendors draw, the part of which they have
 near-duplicates, in per cent; and of all drawings of a vendor, the part that has a
 near-duplicate in all others' together, of the same emoji and of another one. The last
 is what plain shapes and chance give.
+
+What the hash does not see: the same idea in other lines. Vendors keep to what readers
+know from others, so a pose or a colour may be shared where no line is copied.
 """
 
 

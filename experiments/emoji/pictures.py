@@ -8,8 +8,8 @@ import numpy as np
 
 from svda_jax import UserError
 
-# Whose drawings are tested, and whose options are chosen with; all others are trained
-# on. See `SPLITS` in experiments/results/emoji/data.md for how they were chosen.
+# Whose drawings test, and by whose options are chosen; all others' are trained on. Why
+# these: "Who tests" in experiments/results/emoji/data.md.
 SPLITS = {"openmoji": "test", "microsoft": "validation"}
 NEAR = 6  # bits of 63 in which the hashes of near-duplicates differ at most
 
