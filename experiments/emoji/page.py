@@ -75,6 +75,12 @@ def _lacking(drawings, emoji):
     return sorted({e.subgroup for e in emoji.values()} - found)
 
 
+def _table(head, rows):
+    """A Markdown table, its last line ended."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
 def vendors():
     """Every vendor, those to train on first."""
     found = dict.fromkeys(s.vendor for s in SETS.values())
@@ -82,23 +88,28 @@ def vendors():
 
 
 def _sets(drawings, emoji):
-    lines = ["| set | vendor | split | drawings | of the emoji | licence |", "|---" * 6]
-    lines[1] += "|"
-    for name, emoji_set in SETS.items():
+    rows = []
+    for name, (version, vendor, licence, title) in SETS.items():
         codes = [d.codes for d in drawings if d.set == name]
-        lines.append(
-            f"| {emoji_set.title} (`@iconify-json/{name}` {emoji_set.version}) "
-            f"| {emoji_set.vendor} | {SPLITS.get(emoji_set.vendor, 'train')} "
-            f"| {len(codes):,} | {len(set(codes)) / len(emoji):.1%} "
-            f"| {emoji_set.licence} |"
+        rows.append(
+            (
+                f"{title} (`@iconify-json/{name}` {version})",
+                vendor,
+                SPLITS.get(vendor, "train"),
+                f"{len(codes):,}",
+                f"{len(set(codes)) / len(emoji):.1%}",
+                licence,
+            )
         )
+    head = ("set", "vendor", "split", "drawings", "of the emoji", "licence")
     counts = collections.Counter(map(split_of, drawings))
     sizes = ", ".join(f"{n:,} in {split}" for split, n in counts.items())
     largest = collections.Counter(d.subgroup for d in drawings if split_of(d) == "test")
     (name, count), *_ = largest.most_common(1)
     return "\n".join(
         [
-            *("## Sets", "", *lines, ""),
+            "## Sets\n",
+            _table(head, rows),
             f"{len(emoji):,} emoji, {len({d.subgroup for d in drawings})} classes; "
             f"{sizes}. Who always says `{name}`, the largest class of the test split, "
             f"is right in {count / counts['test']:.1%}.",
@@ -115,8 +126,7 @@ def _near_duplicates(drawings, hashes):
     vendor = np.array([d.vendor for d in drawings])
     codes = np.array([d.codes for d in drawings])
     names = vendors()
-    lines = [f"| | {' | '.join(names)} | all: same emoji | all: another |"]
-    lines.append("|---" * (len(names) + 3) + "|")
+    rows = []
     for row in names:
         own = vendor == row
         cells = [
@@ -125,8 +135,8 @@ def _near_duplicates(drawings, hashes):
         alike = near(hashes[own], hashes[~own])
         same = codes[own][:, None] == codes[~own]
         cells += [f"{100 * (alike & s).any(1).mean():.1f}" for s in (same, ~same)]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append((row, *cells))
+    return _table(("", *names, "all: same emoji", "all: another"), rows)
 
 
 def _share(own, other, codes, hashes):
@@ -141,9 +151,8 @@ def _classes(drawings, emoji):
     names = vendors()
     counts = collections.Counter((d.subgroup, d.vendor) for d in drawings)
     sizes = collections.Counter(e.subgroup for e in emoji.values())
-    lines = ["## Classes", "", f"| class | emoji | {' | '.join(names)} |"]
-    lines.append("|---" * (len(names) + 2) + "|")
-    for name in sorted({d.subgroup for d in drawings}):
-        cells = " | ".join(str(counts[name, vendor]) for vendor in names)
-        lines.append(f"| {name} | {sizes[name]} | {cells} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        (name, sizes[name], *(counts[name, vendor] for vendor in names))
+        for name in sorted({d.subgroup for d in drawings})
+    ]
+    return "## Classes\n\n" + _table(("class", "emoji", *names), rows)

@@ -73,10 +73,8 @@ def write_tree(drawings, out, size, render=render):
     """Writes <split>/<class>/<set>-<icon>.png of n drawings; their hashes, `[n, 63]`.
 
     Raises:
-      UserError: out is there already or cannot be written.
+      UserError: out cannot be written.
     """
-    if out.exists():
-        raise UserError(f"{out} is there already; remove it to write it anew")
     part = out.with_name(f"{out.name}.incomplete")
     hashes = []
     try:
