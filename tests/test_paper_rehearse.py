@@ -76,5 +76,5 @@ def test_made_up_files_are_imported_as_the_real_ones(tmp_path, monkeypatch, name
 
 def test_a_data_set_that_cannot_be_made_up_is_one_line(tmp_path):
     argv = ["paper", "--rehearse", "--config=configs/digits.py", f"--out={tmp_path}"]
-    with pytest.raises(SystemExit, match="dataset.name=digits cannot be made up"):
+    with pytest.raises(SystemExit, match=r"dataset\.name=digits cannot be made up"):
         paper.main(argv)
