@@ -8,8 +8,8 @@ Data: 10,841 drawings of six vendors to train on, 1,588 of a seventh to evaluate
 Counts, licences and near-duplicates: experiments/results/emoji/data.md. Options are
 chosen with --config.dataset.train_split=train --config.dataset.eval_split=validation,
 never on the test split.
-Cost: 1.1 million images, 45 minutes of one core alone, of which 412 a second were
-measured, decoding and evaluation aside.
+Cost: 1.1 million images; three to four hours of one core, estimated from the first
+seven epochs.
 Measured: not yet run.
 Command: python -m svda_jax.main --config=configs/emoji.py
 """

@@ -33,10 +33,16 @@ def test_links_lead_to_files_that_are_there(page):
 
 def _headings(page):
     """The headings of a page as anchors, behind #."""
-    lines = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {
-        f"# {re.sub('[^a-z0-9 -]', '', s.lower()).replace(' ', '-')}" for s in lines
-    }
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    lines = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    words = [re.sub(r"[^\w -]", "", line.lower()) for line in lines]
+    return {f"# {line.replace(' ', '-')}" for line in words}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_recipes_that_a_page_names_are_there(page):
+    for path in re.findall(r"\bconfigs/\w+\.py", page.read_text()):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_page_is_reached_from_the_readme():
