@@ -1,15 +1,20 @@
 """The report: what it shows, what it refuses, and how a browser takes it."""
 
+import importlib.resources
 import json
 import shutil
 
 import numpy as np
 import pytest
 import xarray as xr
+from flax import nnx
+from selenium.webdriver import ActionChains, Keys
 
 from svda_jax import UserError
-from svda_jax.look import report
+from svda_jax.look import report, samples, verdict
+from svda_jax.look.maps import look_by_query
 from svda_jax.look.report import main, write_report
+from svda_jax.models.attention import attention_weights
 from svda_jax.run import runs
 from svda_jax.train.loop import train_and_evaluate
 
@@ -40,7 +45,7 @@ def both(workdirs, keep):
     if "page" not in keep:
         out = workdirs["svda"].parent / "both.html"
         keep["page"] = write_report(
-            workdirs["svda"], compare=workdirs["softmax"], out=out
+            workdirs["svda"], compare=[workdirs["softmax"]], out=out
         )
     return keep["page"]
 
@@ -66,9 +71,9 @@ def test_report_says_what_the_history_says(workdirs, capsys):
         share = f"{100 * right / counts.sum():.2f} %"
         row = f'<td>{name}</td><td class="number">{counts.sum()}</td>'
         assert f'{row}<td class="number">{share}</td>' in page
-    # curves, confusion, by epoch, by layer, heat maps, two spectra, 4 attentions,
-    # rollout, worst
-    assert page.count("data:image/png;base64,") == 13
+    # curves, confusion, by epoch, by layer, heat maps, two spectra, rollout, worst
+    assert page.count("<svg ") == 9
+    assert page.count('class="queries"') == 4
 
 
 def test_report_on_a_run_of_an_older_version(workdirs, tmp_path):
@@ -80,15 +85,17 @@ def test_report_on_a_run_of_an_older_version(workdirs, tmp_path):
     page = write_report(tmp_path / "run").read_text()
     assert "of the score" not in page
     assert "Class by class" not in page
-    both = write_report(workdirs["svda"], compare=tmp_path / "run").read_text()
+    both = write_report(workdirs["svda"], compare=[tmp_path / "run"]).read_text()
     assert "strength of the score" in both
 
 
 def test_two_runs_stand_side_by_side(both):
     page = both.read_text()
-    assert page.count("data:image/png;base64,") == 1 + 2 * 12
+    # Of each run: confusion, heat maps, rollout, worst; five that they share.
+    assert page.count("<svg ") == 2 * 4 + 5
     assert "differ in <code>model.attention</code> (svda and softmax)" in page
-    assert "each in a scale of its own" in page
+    assert "different quantities and are drawn as shares" in page
+    assert page.count("McNemar") == 1
 
 
 def test_runs_of_one_name_are_told_apart(workdirs, tmp_path, monkeypatch):
@@ -97,9 +104,9 @@ def test_runs_of_one_name_are_told_apart(workdirs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         report.figures, "curves", lambda runs: curves(drawn.append(list(runs)) or runs)
     )
-    monkeypatch.setattr("svda_jax.look.style.to_png", lambda figure, dpi: b"")
+    monkeypatch.setattr("svda_jax.look.style.to_svg", lambda figure, title: "")
     other = shutil.copytree(workdirs["softmax"], tmp_path / workdirs["svda"].name)
-    write_report(workdirs["svda"], compare=other, out=tmp_path / "page.html")
+    write_report(workdirs["svda"], compare=[other], out=tmp_path / "page.html")
     assert [[run.label for run in runs] for runs in drawn] == [
         [str(workdirs["svda"]), str(other)]
     ]
@@ -134,7 +141,7 @@ def test_run_without_its_data_set_says_so(workdirs, tmp_path):
     config = runs.load_config(workdirs["svda"])
     with config.unlocked():
         config.dataset.data_dir = str(tmp_path)
-    said = report._look_at_images(workdirs["svda"], config)
+    said = samples.look_at_images(workdirs["svda"], config)
     assert said == f"data set digits is not in {tmp_path}/digits/1.0.0"
 
 
@@ -172,7 +179,75 @@ def test_page_that_cannot_be_written(workdirs, tmp_path):
         write_report(workdirs["svda"], out=tmp_path / "no" / "page.html")
 
 
-def test_page_in_a_browser(both, browser):
+def test_the_atlas_beside_a_run_is_linked(workdirs, tmp_path):
+    run = tmp_path / "a run"
+    shutil.copytree(workdirs["svda"], run)
+    (run / "atlas.html").write_text("")
+    page = write_report(run, out=tmp_path / "page.html").read_text()
+    assert '<a href="a%20run/atlas.html">' in page
+
+
+def test_verdict_on_the_same_images():
+    right = np.array([True] * 60 + [False] * 40)
+    also = right.copy()
+    also[:10] = False  # ten that the first alone gets right
+    also[95] = True
+    said = verdict.compare_on_images(("A", right), ("B", also))
+    assert said.startswith("A over B: +9.00 points on the same images (+2.")
+    # Eleven tosses, at most one of a kind: 2 (1 + 11) / 2^11 = 0.012.
+    assert "(McNemar's p = 0.012): a difference on these images" in said
+    same = verdict.compare_on_images(("A", right), ("B", right))
+    assert "right and wrong on the same ones" in same
+
+
+def test_verdict_over_seeds():
+    """Differences 1, 2, 6: mean 3, and 4.303 x 2.646 / sqrt(3) either way."""
+    runs = [
+        (attention, seed, {"points": value})
+        for seed, difference in enumerate((1, 2, 6))
+        for attention, value in (("softmax", 90.0), ("svda", 90.0 + difference))
+    ]
+    (said,) = verdict.compare_by_seed(runs)
+    assert "3 seeds in pairs: +3.00 ± 6.57 points" in said
+    assert "no difference shown" in said
+    assert verdict.compare_by_seed(runs[:2]) == []
+    assert verdict.compare_by_seed([run for run in runs if run[0] == "svda"]) == []
+
+
+def test_maps_that_are_too_large_are_means_over_squares(monkeypatch):
+    rng = np.random.default_rng(0)
+    maps = rng.uniform(size=(2, 3, 1 + 36, 6, 6)).astype(np.float32)
+    np.testing.assert_array_equal(samples.pool(maps), maps)
+    monkeypatch.setattr(samples, "_MAX_BYTES", 2 * 3 * 10 * 9)
+    pooled = samples.pool(maps)
+    assert pooled.shape == (2, 3, 1 + 9, 3, 3)
+    # Queries and keys 2 and 3 of each side make the second square: rows 0-1 x 2-3.
+    queries = maps[1, 2, 1:].reshape(6, 6, 6, 6)[0:2, 2:4, 2:4, 4:6]
+    np.testing.assert_allclose(pooled[1, 2, 1 + 1, 1, 2], queries.mean(), rtol=1e-5)
+    first = maps[0, 1, 0, :2, :2].mean()
+    np.testing.assert_allclose(pooled[0, 1, 0, 0, 0], first, rtol=1e-5)
+
+
+def test_maps_of_each_query_are_its_rows_of_the_weights(workdirs):
+    run = runs.load(workdirs["svda"])
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 1), np.uint8)
+    graphdef, params = nnx.split(run.model, nnx.Param)
+    found = look_by_query(params, images, graphdef=graphdef)
+    assert found.shape == (2, 2, 2, 1 + 4, 2, 2)
+    _, traces = run.model(images)
+    trace = traces[1]
+    weights = attention_weights(
+        trace.query, trace.key, trace.sigma, scale=trace.scale
+    )  # [B, H, N, N]
+    np.testing.assert_allclose(
+        found[:, 1, :, 1:].reshape(2, 2, 4, 4), 4 * weights, rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        found[:, 1, :, 0].reshape(2, 2, 4), 4 * weights.mean(-2), rtol=1e-4
+    )
+
+
+def test_page_in_a_browser(both, browser, output_dir):
     browser.get(both.as_uri())
     assert browser.get_log("browser") == []
     messages = [
@@ -186,8 +261,58 @@ def test_page_in_a_browser(both, browser):
     }
     assert both.as_uri() in requested
     assert not [url for url in requested if url.startswith(("http", "ws", "ftp"))]
-    widths = browser.execute_script(
-        "return [...document.images].map(image => image.naturalWidth)"
+    ids = browser.execute_script(
+        "return [...document.querySelectorAll('[id]')].map(e => e.id)"
     )
-    assert len(widths) == both.read_text().count("<img") > 20
-    assert min(widths) > 100
+    assert len(ids) == len(set(ids))
+    browser.save_screenshot(str(output_dir / "report.png"))
+
+
+def test_pointing_at_a_patch_shows_where_it_looks(both, browser, output_dir):
+    browser.get(both.as_uri())
+    views = browser.find_elements("css selector", ".queries")
+    assert len(views) == 2 * 4
+    said = [view.find_element("css selector", "[aria-live]") for view in views]
+    pixels = "return arguments[0].querySelector('canvas').toDataURL()"
+    before = [browser.execute_script(pixels, view) for view in views[:3]]
+    assert said[0].text.startswith("All patches' mean. Most: layer ")
+    buttons = views[0].find_elements("css selector", ".patches button")
+    assert len(buttons) == 4
+    ActionChains(browser).move_to_element(buttons[2]).perform()
+    assert said[0].text.startswith("From row 2, column 1. Most: layer ")
+    assert said[1].text.startswith("From row 2, column 1.")  # the other run follows
+    assert said[2].text.startswith("All patches' mean.")  # another image does not
+    after = [browser.execute_script(pixels, view) for view in views[:3]]
+    assert [one == two for one, two in zip(before, after, strict=True)] == [
+        *(False, False, True)
+    ]
+    buttons[2].click()
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    assert said[0].text.startswith("From row 2, column 2.")
+    assert buttons[3].get_attribute("aria-pressed") == "true"
+    views[0].screenshot(str(output_dir / "report_query.png"))
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert said[0].text.startswith("All patches' mean.")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 500])
+def test_page_is_accessible(both, browser, output_dir, scheme, width):
+    """By axe-core; and a narrow page scrolls down alone."""
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(both.as_uri())
+    axe = importlib.resources.files("axe_core_python").joinpath("axe.min.js")
+    browser.execute_script(axe.read_text())
+    found = browser.execute_async_script(
+        "axe.run().then(found => arguments[0](found.violations.map("
+        "v => [v.id, v.nodes.map(n => n.html.slice(0, 200))])))"
+    )
+    assert found == []
+    overflow = "return document.documentElement.scrollWidth - window.innerWidth"
+    assert browser.execute_script(overflow) <= 0
+    browser.save_screenshot(str(output_dir / f"report_{scheme}_{width}.png"))
