@@ -105,7 +105,7 @@ def test_bad_input_ends_in_one_line_and_nothing_is_written(trained, no_times, tm
         ([f"--workdir={empty}"], "empty has no checkpoint yet"),
         (["--workdir=nowhere"], "nowhere holds no run"),
         (["--workdir=/"], "/ holds no run"),
-        (["--workdir=gs://bucket/run"], "gs:// is not supported; give a local folder"),
+        (["--workdir=hdfs://bucket/run"], "hdfs:// is not supported; gs://BUCKET"),
         ([f"--out={empty}"], "empty exists; give another --out or remove it"),
         ([f"--out={trained}"], "softmax exists; give another --out or remove it"),
         ([f"--out={tmp_path}/a\\b"], r"a path with \\ or not in UTF-8"),

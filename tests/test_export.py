@@ -172,7 +172,7 @@ def test_every_width_of_the_mlps_is_what_timm_makes_of_the_ratio(make_model_conf
         (["--format=pickle"], "--format=pickle must be one of stablehlo, onnx, safe"),
         (["--format=npz", "--attention"], "--attention is for stablehlo and onnx, not"),
         (["--format=npz", "--out=."], r"\. exists; give another --out or remove it"),
-        (["--format=npz", "--out=gs://x/y"], "gs:// is not supported; give a local"),
+        (["--format=npz", "--out=az://x/y"], "az:// is not supported; gs://BUCKET"),
         (["--format=npz", "--workdir=/"], "/ holds no run"),
         (["--format=npz", "--workdir=empty"], "empty has no checkpoint yet"),
         (["--format=npz", "--out=x" + 300 * "y"], "File name too long"),
