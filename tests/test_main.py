@@ -27,7 +27,7 @@ DIGITS = "--config=configs/digits.py"
         (["--config=configs"], "there is no config file configs"),
         (["--config=LICENSE"], "LICENSE is no config file: IndentationError"),
         (["--config=svda_jax/train/loop.py"], "no config file: KeyError: 'get_config'"),
-        (["--config=configs/nope.py"], "configs/digits.py, configs/fashion_mnist.py"),
+        (["--config=configs/nope.py"], "configs/digits.py, configs/emoji.py"),
         ([DIGITS, "--config.sed=1"], "no key sed; did you mean --config.seed"),
         ([DIGITS, "--config.width=1"], "no key width; did you mean --config.model.wid"),
         ([DIGITS, "--config.modle.width=1"], "did you mean --config.model.width"),

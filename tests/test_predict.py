@@ -90,7 +90,7 @@ def test_others_go_on_where_a_file_cannot_be_read(files, say, tmp_path):
         f"left out 1, a broken link: {files[0].parent}/link.png",
         f"error: {tmp_path}/empty has no images",
         "error: a path is empty; ",
-        "error: gs://x/a.png: gs:// is not supported; ",
+        "error: gs://x/a.png: gs:// is not supported here; give a local path",
         f"error: {files[1]} cannot be read as an image: ",
         f"error: {tmp_path}/no cannot be read as an image: No such file",
     ]
