@@ -133,7 +133,8 @@ def test_damage_is_named_where_it_is(run, capsys):
     run.write("config.json", b"{")
     with pytest.raises(UserError, match=f"^{RUN}/config.json is damaged"):
         load(RUN)
-    main(["runs", "gs://b/runs"])
+    with pytest.raises(SystemExit, match="1"):
+        main(["runs", "gs://b/runs"])
     assert f"damaged: {RUN}: {RUN}/config.json is damaged" in capsys.readouterr().err
 
 

@@ -119,7 +119,7 @@ def test_pruned_run_is_a_run(trained, monkeypatch, capsys, no_report_pictures):
         assert f"| {layer} | {width} of {K} | {counts} |" in page
     # The others open it.
     page = write_report(out, compare=[workdir]).read_text()
-    assert page.count("<h2>Pruned</h2>") == 1
+    assert page.count("Pruned</h2>") == 1
     assert page.count('alt="directions kept"') == 1
     assert f"<code>{rule}</code>" in page
     took = json.loads(runs.pruning_path(out).read_text())

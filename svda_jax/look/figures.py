@@ -127,9 +127,11 @@ def heat_maps(values, num_directions):
     # Wide enough for the numbers in the cells.
     columns = 3 if values.shape[-1] <= 8 else 2
     figure, axes = _heat_map_panels(
-        len(INDICATORS) // columns, columns, values.shape[1]
+        -(-len(INDICATORS) // columns), columns, values.shape[1]
     )
-    for ax, name, one in zip(axes.flat, INDICATORS, values, strict=True):
+    for ax in axes.flat[len(INDICATORS) :]:
+        ax.remove()
+    for ax, name, one in zip(axes.flat, INDICATORS, values, strict=False):
         _heat_map(ax, one, name, num_directions)
     return figure
 
