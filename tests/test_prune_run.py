@@ -120,7 +120,7 @@ def test_pruned_run_is_a_run(trained, monkeypatch, capsys, no_report_pictures):
     # The others open it.
     page = write_report(out, compare=[workdir]).read_text()
     assert page.count("Pruned</h2>") == 1
-    assert page.count('alt="directions kept"') == 1
+    assert page.count("<title>directions kept of ") == 1
     assert f"<code>{rule}</code>" in page
     took = json.loads(runs.pruning_path(out).read_text())
     del took["rule"]
