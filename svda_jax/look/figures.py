@@ -137,7 +137,7 @@ def heat_maps(values, num_directions):
 
 
 def spectra(runs):
-    """The spectrum of each head of `Drawn` runs: |sigma|, or W_q W_k^T's.
+    """The spectrum of each head of `Drawn` runs: `|sigma|`, or W_q W_k^T's.
 
     Where attentions differ it is relative to the head's largest value: sigma and
     singular values have no unit in common.
