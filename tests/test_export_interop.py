@@ -172,12 +172,12 @@ def test_the_card_finds_the_parameters_of_an_svda_model(ask, format):
     np.testing.assert_allclose(np.load(out / "found_1.npy"), sigma, rtol=1e-6)
 
 
-def test_readmes_line_for_onnx_writes_a_program(
+def test_the_pages_line_for_onnx_writes_a_program(
     make_model_config, make_config, monkeypatch, tmp_path
 ):
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
-    text = (ROOT / "README.md").read_text().partition("\n## Export\n")[2]
+    text = (ROOT / "docs" / "export.md").read_text()
     (line,) = (line for line in text.splitlines() if "--format=onnx" in line)
     run = make_toy_run(make_model_config(), make_config(dataset__image_size=6))
     monkeypatch.setattr(export.runs, "load", lambda workdir: run)
