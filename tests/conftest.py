@@ -219,6 +219,13 @@ def randomize():
     return randomize
 
 
+class Source(list):
+    """Examples in memory, read as TFDS's data sources are."""
+
+    def __getitems__(self, keys):
+        return [self[key] for key in keys]
+
+
 @pytest.fixture(scope="session")
 def make_split():
     """Makes a `Split` of images (arrays or encoded bytes) in memory."""
@@ -230,7 +237,7 @@ def make_split():
         ]
         names = tuple(f"class {label}" for label in range(num_classes))
         classes = np.arange(num_classes, dtype=np.int32)
-        return Split("toy train", source, np.arange(len(source)), classes, names)
+        return Split("toy train", Source(source), np.arange(len(source)), classes, names)
 
     return make
 

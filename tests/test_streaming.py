@@ -102,12 +102,12 @@ def test_processes_read_disjoint_shares(create, monkeypatch, first_step):
         )
         seed = int(jax.random.bits(jax.random.key(0)))
         reader = streaming._TrainReader(data._split, data._config, BATCH_SIZE, seed)
-        share = range(4 * first_step, 4 * (first_step + 9))
-        shares.append(np.array([reader[i]["label"] for i in share]).reshape(9, 4))
+        steps = range(first_step, first_step + 9)
+        shares.append(np.array([reader[step]["label"] for step in steps]))
         evaluation = streaming._EvalReader(data._split, data._config, BATCH_SIZE)
-        assert len(evaluation) == 12
-        places = [evaluation[i] for i in range(12)]
-        seen = [int(one["label"]) for one in places if one["mask"]]
+        assert len(evaluation) == 3
+        batches = [evaluation[step] for step in range(3)]
+        seen = [label for b in batches for label in b["label"][b["mask"]].tolist()]
         first = 4 * process
         assert seen == [
             i for i in range(NUM_IMAGES) if first <= i % BATCH_SIZE < first + 4

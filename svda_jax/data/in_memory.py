@@ -17,8 +17,11 @@ import numpy as np
 
 from svda_jax import UserError
 from svda_jax.data.images import CorruptImageError, decode
-from svda_jax.data.splits import corrupt_image
+from svda_jax.data.splits import corrupt_image, unknown_label
 from svda_jax.devices import parallel
+
+# Examples that a thread reads in one go.
+_TOGETHER = 64
 
 
 class Examples(NamedTuple):
@@ -110,23 +113,26 @@ def decode_split(split, config):
     labels = np.empty(len(split), np.int32)
     skipped = {}
 
-    def read(place):
-        data, labels[place] = split.read(place)
-        try:
-            image = decode(data, channels=config.channels)
-        except CorruptImageError as error:
-            skipped[place] = f"{split.describe(place)}: {error}"
-            return
-        if image.shape != shape:
-            raise UserError(
-                f"{split.describe(place)}: the image is {image.shape[0]} x "
-                f"{image.shape[1]}; dataset.image_size={config.image_size} must be "
-                "that, or dataset.streaming=True, which scales images"
-            )
-        images[place] = image
+    def read(places):
+        for place, (data, label) in zip(places, split.read(places), strict=True):
+            if label < 0:
+                raise unknown_label(split.describe(place))
+            try:
+                image = decode(data, channels=config.channels)
+            except CorruptImageError as error:
+                skipped[place] = f"{split.describe(place)}: {error}"
+                continue
+            if image.shape != shape:
+                raise UserError(
+                    f"{split.describe(place)}: the image is {image.shape[0]} x "
+                    f"{image.shape[1]}; dataset.image_size={config.image_size} must be "
+                    "that, or dataset.streaming=True, which scales images"
+                )
+            images[place], labels[place] = image, label
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(read, range(len(split))))
+        starts = range(0, len(split), _TOGETHER)
+        list(pool.map(read, [range(len(split))[i : i + _TOGETHER] for i in starts]))
     if not config.skip_corrupt and skipped:
         raise corrupt_image(skipped[min(skipped)])
     for place in sorted(skipped):

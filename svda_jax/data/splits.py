@@ -38,16 +38,17 @@ class Split:
     def __len__(self):
         return len(self.indices)
 
-    def read(self, place):
-        """The encoded image (bytes) and the label (int) of an example.
+    def read(self, places):
+        """Encoded image (bytes) and label (int) of each of some examples, read as one.
 
-        Raises:
-          UserError: its label is none of the classes, as where it is not known.
+        A label is -1 where the data set's is none of its classes: it is not known.
         """
-        example = self.source[self.indices[place]]
-        if not 0 <= example["label"] < len(self.labels):
-            raise unknown_label(self.describe(place))
-        return example["image"], int(self.labels[example["label"]])
+        examples = self.source.__getitems__(self.indices[places].tolist())
+        known = range(len(self.labels))
+        return [
+            (e["image"], int(self.labels[e["label"]]) if e["label"] in known else -1)
+            for e in examples
+        ]
 
     def describe(self, place):
         """An example in words, with its file name where the data set keeps it."""

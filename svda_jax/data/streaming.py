@@ -17,14 +17,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from svda_jax import UserError
 from svda_jax.data.images import (
     CorruptImageError,
     center_crop,
     decode,
     random_resized_crop,
 )
-from svda_jax.data.splits import corrupt_image
+from svda_jax.data.splits import corrupt_image, unknown_label
 from svda_jax.devices import parallel
 
 # Batches decoded ahead, beyond one for each thread.
@@ -81,20 +80,16 @@ class Streaming:
     def get(self, places):
         """Images `[n, S, S, channels]` and labels `[n]` as evaluation sees them."""
         reader = _EvalReader(self._split, self._config, self.batch_size)
-        examples = [reader.read(place) for place in places]
-        return tuple(
-            np.stack([e[name] for e in examples]) for name in ("image", "label")
-        )
+        batch = reader.read(np.asarray(places))
+        return batch["image"], batch["label"]
 
     def _batches(self, reader, first_step=0, num_workers=0):
         threads = self._config.num_threads or os.cpu_count()
         options = grain.ReadOptions(
             num_threads=threads, prefetch_buffer_size=threads + _AHEAD
         )
-        share = self.batch_size // jax.process_count()
         # Whole batches before threads and workers part, so that these change nothing.
-        batches = grain.MapDataset.source(reader).batch(share)[first_step:]
-        batches = batches.to_iter_dataset(options)
+        batches = grain.MapDataset.source(reader)[first_step:].to_iter_dataset(options)
         if num_workers:
             if not flags.FLAGS.is_parsed():  # Grain's own, at their defaults
                 flags.FLAGS.mark_as_parsed()
@@ -115,8 +110,11 @@ class Streaming:
             if place in self.skipped:
                 continue
             what = self._split.describe(place)
+            data, label = self._split.read([place])[0]
+            if label < 0:
+                raise unknown_label(what)
             try:
-                decode(self._split.read(place)[0], channels=self._config.channels)
+                decode(data, channels=self._config.channels)
             except CorruptImageError as error:
                 what += f": {error}"
             if not self._config.skip_corrupt:
@@ -126,7 +124,7 @@ class Streaming:
 
 
 class _Reader:
-    """Random access for Grain to this process's share of the batches."""
+    """Random access for Grain to this process's shares of the batches."""
 
     def __init__(self, split, config, batch_size):
         self.split = split
@@ -136,10 +134,35 @@ class _Reader:
         self.share = batch_size // jax.process_count()
         self.first = self.share * jax.process_index()
 
-    def position(self, i):
-        """Where in the sequence of all processes' examples number i of this one is."""
-        step, place = divmod(i, self.share)
-        return step * self.batch_size + self.first + place
+    def positions(self, step):
+        """Where in the sequence of all processes' examples this share is, `[share]`."""
+        return step * self.batch_size + self.first + np.arange(self.share)
+
+    def empty(self, num_images):
+        """A batch with no image in it yet."""
+        shape = (num_images, self.size, self.size, self.channels)
+        return {
+            "image": np.zeros(shape, np.uint8),
+            "label": np.zeros(num_images, np.int32),
+            "corrupt": np.full(num_images, -1),
+        }
+
+    def fill(self, batch, i, place, example, crop):
+        """Crops an example into place i of a batch, or notes there that it is corrupt.
+
+        Returns:
+          Whether it is whole.
+        """
+        data, label = example
+        try:
+            if label < 0:
+                raise CorruptImageError
+            batch["image"][i] = crop(data, size=self.size, channels=self.channels)
+        except CorruptImageError:  # `_check` says how
+            batch["corrupt"][i] = place
+            return False
+        batch["label"][i] = label
+        return True
 
 
 class _TrainReader(_Reader):
@@ -151,35 +174,25 @@ class _TrainReader(_Reader):
     def __len__(self):
         return sys.maxsize
 
-    def __getitem__(self, i):
-        first = self.position(i)
-        rng = np.random.default_rng([self.seed, _CROP, first])
-        corrupt = -1
-        # In the place of a corrupt image comes the next.
-        for position in range(first, first + len(self.split)):
-            epoch, place = divmod(position, len(self.split))
-            index = int(_order(self.seed, epoch, len(self.split))[place])
-            label = 0
-            try:
-                data, label = self.split.read(index)
-                image = random_resized_crop(
-                    data,
-                    rng,
-                    size=self.size,
-                    channels=self.channels,
-                    min_area=self.min_area,
-                )
-            except (CorruptImageError, UserError):  # `_check` reads it again
-                corrupt = index
-            else:
-                break
-        else:
-            image = np.zeros((self.size, self.size, self.channels), np.uint8)
-        return {
-            "image": image,
-            "label": np.int32(label),
-            "corrupt": np.int64(corrupt),
-        }
+    def __getitem__(self, step):
+        batch, positions = self.empty(self.share), self.positions(step).tolist()
+        places = [self.place(position) for position in positions]
+        for i, example in enumerate(self.split.read(places)):
+            rng = np.random.default_rng([self.seed, _CROP, positions[i]])
+            crop = functools.partial(
+                random_resized_crop, rng=rng, min_area=self.min_area
+            )
+            # In the place of a corrupt image comes the next.
+            for further in range(1, len(self.split) + 1):
+                if self.fill(batch, i, places[i], example, crop):
+                    break
+                places[i] = self.place(positions[i] + further)
+                (example,) = self.split.read(places[i : i + 1])
+        return batch
+
+    def place(self, position):
+        epoch, place = divmod(position, len(self.split))
+        return int(_order(self.seed, epoch, len(self.split))[place])
 
 
 class _EvalReader(_Reader):
@@ -188,33 +201,19 @@ class _EvalReader(_Reader):
         self.fraction = config.eval_crop
 
     def __len__(self):
-        return self.share * -(-len(self.split) // self.batch_size)
+        return -(-len(self.split) // self.batch_size)
 
-    def __getitem__(self, i):
-        return self.read(self.position(i))
+    def __getitem__(self, step):
+        return self.read(self.positions(step))
 
-    def read(self, place):
-        example = {
-            "image": np.zeros((self.size, self.size, self.channels), np.uint8),
-            "label": np.int32(0),
-            "mask": np.bool_(False),
-            "corrupt": np.int64(-1),
-        }
-        if place >= len(self.split):
-            return example
-        try:
-            data, label = self.split.read(place)
-            image = center_crop(
-                data, size=self.size, channels=self.channels, fraction=self.fraction
-            )
-        except (CorruptImageError, UserError):
-            return {**example, "corrupt": np.int64(place)}
-        return {
-            **example,
-            "image": image,
-            "label": np.int32(label),
-            "mask": np.bool_(True),
-        }
+    def read(self, places):
+        """The batch of these examples; those beyond the last leave it empty."""
+        batch = {**self.empty(len(places)), "mask": np.zeros(len(places), bool)}
+        crop = functools.partial(center_crop, fraction=self.fraction)
+        inside = places[places < len(self.split)]
+        for i, example in enumerate(self.split.read(inside)):
+            batch["mask"][i] = self.fill(batch, i, inside[i], example, crop)
+        return batch
 
 
 @functools.lru_cache(maxsize=4)
