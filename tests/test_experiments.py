@@ -11,7 +11,7 @@ import xarray as xr
 from PIL import Image
 
 from experiments.paper import __main__ as reproduce
-from experiments.paper import comparison, spectrum
+from experiments.paper import comparison, recipe, spectrum
 from experiments.paper import figures as paper_figures
 from svda_jax.devices.timing import spread
 from svda_jax.run import runs
@@ -244,6 +244,27 @@ def test_a_part_of_the_study(tmp_path, arguments, copied):
     assert len(list(out.glob("*.nc"))) == 2 + 2 * len(spectrum.WEIGHTS)
     assert not (out / "figure_rates.svg").exists()
     assert "figure_rates" not in (out / "README.md").read_text()
+
+
+def test_what_each_part_of_a_recipe_gives(tmp_path, arguments, copied):
+    argv = ["recipe", "--config=configs/digits.py", *arguments(ema_decay=0.5)]
+    recipe.main(argv)
+    (out,) = (tmp_path / "out" / "recipe").iterdir()
+    found = tmp_path / "runs"
+    config = runs.load_config(found / "digits-recipe-rate-2-svda-0")
+    base = runs.load_config(found / "digits-recipe-softmax-0")
+    assert config.learning_rate == 2 * base.learning_rate
+    assert base.dataset.holdout == 0.1  # the test split has no say
+    assert runs.load_config(found / "digits-recipe-no-ema_decay-0").ema_decay == 0
+    plain = runs.load_config(found / "digits-recipe-plain-0")
+    assert not any([plain.augment.affine, plain.label_smoothing, plain.ema_decay])
+    accuracy = read_history(found / "digits-recipe-svda-0")["eval_accuracy"][-1]
+    page = (out / "README.md").read_text()
+    (shown,) = cells(page, "the recipe, SVDA")[0]
+    assert float(shown) == pytest.approx(100 * float(accuracy), abs=0.01)
+    assert len(list(out.glob("*.nc"))) == len(list(found.iterdir()))
+    with pytest.raises(SystemExit, match="choose a recipe by the test split"):
+        recipe.main([*argv, "--config.dataset.holdout=0"])
 
 
 def test_shares_are_of_a_whole_split(arguments):
