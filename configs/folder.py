@@ -50,7 +50,8 @@ def get_config(name="", options=()):
             "which images? --config=configs/folder.py:NAME, after python -m svda_jax "
             "prepare NAME --from DIR"
         )
-    data_dir = dict(options).get("dataset.data_dir", "")
+    options = dict(options)
+    data_dir = options.get("dataset.data_dir", "")
     data = _read_measured(name, data_dir)
     splits = data["splits"]
     num_images = splits["train"]
@@ -90,7 +91,7 @@ def get_config(name="", options=()):
     budget = 30_000_000 if quick else 150_000 * cores
     config.num_epochs = min(max(budget // num_images, 10), 300)
     config.eval_every_epochs = config.checkpoint.every_epochs = max(
-        config.num_epochs // 20, 1
+        int(options.get("num_epochs", config.num_epochs)) // 20, 1
     )
 
     config.dataset.min_crop_area = 0.35
@@ -102,11 +103,17 @@ def get_config(name="", options=()):
         config.augment.cutmix = 1.0
     mirrored = ", mirrored (--config.augment.flip=False where left is not right)"
     machine = "an accelerator" if quick else f"{cores} processor cores"
+    applies = {
+        "batch_size": config.batch_size,
+        "num_epochs": config.num_epochs,
+        "augment.flip": config.augment.flip,
+    } | options
     config.note = (
         f"for {num_images:,} images, half of them {data['side']} pixels and more, and "
-        f"{machine}: batches of {config.batch_size}, {config.num_epochs} epochs, "
+        f"{machine}: batches of {applies['batch_size']}, "
+        f"{applies['num_epochs']:g} epochs, "
         f"{'strong' if config.augment.mixup else 'light'} augmentation"
-        f"{mirrored * config.augment.flip}; options of the command line go before"
+        f"{mirrored * applies['augment.flip']}; options of the command line go before"
     )
     return config
 

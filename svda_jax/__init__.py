@@ -29,7 +29,7 @@ class UsageError(UserError):
 
 
 # Where a run or a data set may lie beside local folders: scheme, and what it needs.
-SCHEMES = {"gs": "svda-jax[gcs]", "s3": "s3fs"}
+SCHEMES = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def local_path(path):

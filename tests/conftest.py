@@ -237,7 +237,9 @@ def make_split():
         ]
         names = tuple(f"class {label}" for label in range(num_classes))
         classes = np.arange(num_classes, dtype=np.int32)
-        return Split("toy train", Source(source), np.arange(len(source)), classes, names)
+        return Split(
+            "toy train", Source(source), np.arange(len(source)), classes, names
+        )
 
     return make
 

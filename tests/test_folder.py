@@ -113,6 +113,8 @@ def test_the_line_printed_at_the_end_trains_as_it_stands(tmp_path, monkeypatch, 
         assert data.class_names == ("a", "b")
     other = main.parse([*line[3:], "--config.batch_size=5", "--config.augment.flip=0"])
     assert (other[0].batch_size, other[0].augment.flip) == (5, False)
+    assert "batches of 5, " in other[0].note
+    assert "mirrored" not in other[0].note
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

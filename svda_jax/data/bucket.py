@@ -133,7 +133,7 @@ class Bucket:
         """What is wrong, in a line."""
         if isinstance(error, ImportError):
             needed = SCHEMES[self.address.partition(":")[0]]
-            return f"it needs a package: pip install '{needed}'"
+            return f"it needs a package: pip install {needed}"
         said = " ".join(str(error).split())[:200] or type(error).__name__
         bucket = self._root.partition("/")[0]
         status = str(getattr(error, "code", "") or getattr(error, "status", ""))

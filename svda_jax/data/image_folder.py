@@ -202,8 +202,8 @@ def find_images(source):
     for name in classes:
         if name != name.strip() or not name.isprintable():
             raise UserError(
-                f"class folder {name!r}: a name has no spaces at its ends and no "
-                "characters that cannot be printed"
+                f"rename the class folder {name!r} in {parts['train'][0]}: a class has "
+                "no spaces at the ends of its name, nor what cannot be printed"
             )
     for split, by_class in images.items():
         for name in classes:
