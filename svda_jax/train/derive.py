@@ -3,6 +3,7 @@
 How the model changes is not known here.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.events import EventWriter
 from svda_jax.run.history import History
 from svda_jax.run.mirror import Mirror, exists, reading
+from svda_jax.run.trackers import Tracker
 from svda_jax.train.compiled import create_evaluate, create_keys, create_training
 from svda_jax.train.loop import train_and_evaluate
 
@@ -106,19 +108,29 @@ def write_run(run, config, model, values, out, mesh, files):
         last = run.history.isel(step=-1)
         history = History(folder, last_step=0, attrs=console.describe_devices(mesh))
         history.append(run.step, float(last["epoch"]), values)
-        with EventWriter(folder, config, last_step=0) as events:
-            events.write(run.step, values)
+        with contextlib.ExitStack() as stack:
+            writers = [EventWriter(folder, config, last_step=0)]
+            if config.tracker:
+                writers.append(Tracker(folder, config, say=print))
+            for writer in writers:
+                stack.enter_context(writer).write(run.step, values)
         with Checkpoints(runs.checkpoints_path(folder)) as checkpoints:
             checkpoints.save(run.step, vars(state))
         for name, text in files.items():
             runs.write_atomically(folder / name, text.encode())
 
 
-def go_on_from(out):
-    """The command that trains the run in out further, as a person can change it."""
-    line = ["python", "-m", "svda_jax.main", f"--config={out}/config.json"]
-    line += [f"--config.init_from={out}", "--config.num_epochs=10"]
-    return shlex.join([*line, f"--workdir={out}-finetuned"])
+def go_on_from(out, *, finetuned):
+    """The command that trains the run in out further, as a person can change it.
+
+    Args:
+      out: folder of the run.
+      finetuned: whether `finetune` has done so, and its run is the one to go on from.
+    """
+    last = name_finetuned(out) if finetuned else out
+    line = ["python", "-m", "svda_jax.main", f"--config={last}/config.json"]
+    line += [f"--config.init_from={last}", "--config.num_epochs=10"]
+    return shlex.join([*line, f"--workdir={name_finetuned(last)}"])
 
 
 def finetune(workdir, out, *, epochs):
