@@ -126,7 +126,7 @@ def open_split(builder, config, kind):
     labels = np.arange(len(class_names), dtype=np.int32)
     if config.class_list:
         known = [_read_ids(builder, class_names), class_names]
-        chosen = _read_class_list(config.class_list, known, builder.name)
+        chosen = read_class_list(config.class_list, known, builder.name)
         labels = np.full(len(class_names), -1, np.int32)
         labels[chosen] = np.arange(len(chosen))
         class_names = tuple(class_names[label] for label in chosen)
@@ -161,7 +161,7 @@ def _read_ids(builder, class_names):
     return tuple(ids) if len(ids) == len(class_names) else class_names
 
 
-def _read_class_list(path, known, name):
+def read_class_list(path, known, name):
     """The classes that a file names, one a line, as labels of the data set.
 
     Args:
@@ -176,7 +176,7 @@ def _read_class_list(path, known, name):
     try:
         lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset.class_list={path} cannot be read: {error}") from None
+        raise UserError(f"class_list={path} cannot be read: {error}") from None
     chosen = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
