@@ -20,24 +20,24 @@ META = "ILSVRC2012_devkit_t12/data/meta.mat"
 TRUTH = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
 # What makes of a recipe for photographs a run of seconds.
 TINY = {
-    "num_epochs": 1,
-    "eval_every_epochs": 1,
-    "checkpoint.every_epochs": 1,
-    "batch_size": 16,
-    "model.patch_size": 8,
-    "model.width": 16,
-    "model.depth": 1,
-    "model.num_heads": 2,
-    "model.mlp_dim": 16,
-    "dataset.image_size": 16,
+    "num_epochs": "1",
+    "eval_every_epochs": "1",
+    "checkpoint.every_epochs": "1",
+    "model.patch_size": "8",
+    "model.width": "16",
+    "model.depth": "1",
+    "model.num_heads": "2",
+    "model.mlp_dim": "16",
+    "dataset.image_size": "16",
 }
 
 
-def train(config, workdir, **dataset):
-    """A run of one epoch; what its history says of the evaluation."""
-    options = TINY | {f"dataset.{key}": value for key, value in dataset.items()}
-    config = load(config, [(key, str(value)) for key, value in options.items()])
-    train_and_evaluate(config, workdir)
+def train_once(config, workdir, data_dir, batch_size, **dataset):
+    """A run of one epoch; the accuracies of its evaluations."""
+    dataset |= {"data_dir": data_dir}
+    options = {f"dataset.{key}": str(value) for key, value in dataset.items()}
+    options |= TINY | {"batch_size": str(batch_size)}
+    train_and_evaluate(load(config, options.items()), workdir)
     return runs.load(workdir).history.eval_accuracy
 
 

@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 import tensorflow_datasets as tfds
-from archive_files import FOODS, food_files, train, write
+from archive_files import FOODS, food_files, train_once, write
 
 from svda_jax.data import prepare
 
@@ -53,8 +53,8 @@ def test_import_is_what_tfds_itself_would_make(imported, good, tmp_path):
 
 
 def test_a_run_from_archive_to_evaluation(imported, tmp_path):
-    where = {"data_dir": imported.data_dir_root}
-    accuracy = train("configs/food101.py", tmp_path / "run", **where)
+    config, data_dir = "configs/food101.py", imported.data_dir_root
+    accuracy = train_once(config, tmp_path / "run", data_dir, batch_size=16)
     assert 0 <= accuracy[-1] <= 1
 
 
