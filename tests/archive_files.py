@@ -23,6 +23,7 @@ TINY = {
     "num_epochs": "1",
     "eval_every_epochs": "1",
     "checkpoint.every_epochs": "1",
+    "batch_size": "16",  # a pair for each of eight devices
     "model.patch_size": "8",
     "model.width": "16",
     "model.depth": "1",
@@ -32,12 +33,11 @@ TINY = {
 }
 
 
-def train_once(config, workdir, data_dir, batch_size, **dataset):
+def train_once(config, workdir, data_dir, **dataset):
     """A run of one epoch; the accuracies of its evaluations."""
     dataset |= {"data_dir": data_dir}
     options = {f"dataset.{key}": str(value) for key, value in dataset.items()}
-    options |= TINY | {"batch_size": str(batch_size)}
-    train_and_evaluate(load(config, options.items()), workdir)
+    train_and_evaluate(load(config, (options | TINY).items()), workdir)
     return runs.load(workdir).history.eval_accuracy
 
 

@@ -54,7 +54,7 @@ def test_import_is_what_tfds_itself_would_make(imported, good, tmp_path):
 
 def test_a_run_from_archive_to_evaluation(imported, tmp_path):
     config, data_dir = "configs/food101.py", imported.data_dir_root
-    accuracy = train_once(config, tmp_path / "run", data_dir, batch_size=16)
+    accuracy = train_once(config, tmp_path / "run", data_dir)
     assert 0 <= accuracy[-1] <= 1
 
 
