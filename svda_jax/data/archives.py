@@ -10,6 +10,7 @@ import zlib
 import simplejpeg
 import tensorflow_datasets as tfds
 from PIL import Image
+from tqdm import tqdm
 
 from svda_jax import UserError
 from svda_jax.data.image_folder import as_text
@@ -96,7 +97,8 @@ def members(path, file=None):
     """
     seen = set()
     with _reading(path), tarfile.open(None if file else path, fileobj=file) as archive:
-        for member in archive:
+        bar = {"desc": f"reading {path.name}", "unit": " files", "leave": False}
+        for member in tqdm(archive, disable=True if file else None, **bar):
             name = pathlib.PurePosixPath(member.name)
             fault = None
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE):

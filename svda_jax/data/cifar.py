@@ -240,7 +240,11 @@ def _read_names(path, data, version, label, count):
         names = read_pickle(path, data).get(version.keys[label][1])
     else:
         names = data.split()
-    if not isinstance(names, list) or len(names) != count:
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, bytes) for name in names)
+        or not len(names) == len(set(names)) == count
+    ):
         raise UserError(f"{path}: has no list of the names of {count} classes")
     return [name.decode("ascii", "replace") for name in names]
 

@@ -151,9 +151,10 @@ def prepare_builder(builder):
                 with contextlib.suppress(OSError):  # it stays where it is not empty
                     folder.parent.rmdir()
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
         raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; dataset.data_dir (or "
-            "--data_dir) names another folder"
+            f"cannot write {folder}: {error.strerror or error}{where}; "
+            "dataset.data_dir (or --data_dir) names another folder"
         ) from None
     return True
 

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from svda_jax import UserError
 
 _TIMEOUT = 30  # seconds without a byte
+_BLOCK = 1 << 16  # bytes; what broke off is kept but for the last block
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def _fetch(url, path):
         with requests.get(
             url, stream=True, timeout=_TIMEOUT, headers=headers
         ) as response:
-            if start and response.status_code != requests.codes.partial_content:
+            if start and response.status_code in (200, 416):
                 part.unlink()  # the server cannot go on from there
                 return _fetch(url, path)
             response.raise_for_status()
@@ -66,7 +67,7 @@ def _fetch(url, path):
                 open(part, "ab") as file,
                 tqdm(desc=path.name, initial=start, total=size, **options) as bar,
             ):
-                for block in response.iter_content(1 << 20):
+                for block in response.iter_content(_BLOCK):
                     file.write(block)
                     bar.update(len(block))
     except requests.exceptions.RequestException as error:
