@@ -173,6 +173,6 @@ def test_what_came_is_kept_where_a_server_refuses_for_a_while(
     part = downloads / f"{NAME}.part"
     part.write_bytes(server.data[:1000])
     server.ranges, server.status = False, 503
-    with pytest.raises(UserError, match="cannot download .*: 503 "):
+    with pytest.raises(UserError, match=r"cannot download .*: 503 "):
         obtain()
     assert part.read_bytes() == server.data[:1000]
