@@ -84,7 +84,10 @@ def without(files, *names):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: without(f, TRAIN), f"has no {TRAIN}; it is not Food-101's archive"),
+        (
+            lambda f: without(f, TRAIN),
+            f"has no {TRAIN}; it is damaged or another archive",
+        ),
         (lambda f: without(f, IMAGE), "train.txt has pho/0, but there is no image"),
         (lambda f: f | {TRAIN: f[TRAIN] + b"\ncar/1"}, "has car/1, which is no class"),
         (

@@ -66,7 +66,9 @@ class Food101(ImageArchives, skip_registration=True):
         splits = {}
         for split, where in LISTS.items():
             if where not in lists:
-                raise UserError(f"{path} has no {where}; it is not Food-101's archive")
+                raise UserError(
+                    f"{path} has no {where}; it is damaged or another archive"
+                )
             splits[split] = labels = {}
             for name in lists[where]:
                 if name.split("/")[0] not in classes:

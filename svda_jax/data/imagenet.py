@@ -125,7 +125,7 @@ def read_devkit(path, ids):
                 files[wanted] = read(path, file)
     for wanted in (_SYNSETS, _TRUTH):
         if wanted not in files:
-            raise UserError(f"{path} has no {wanted}; it is not {ARCHIVES['devkit']}")
+            raise UserError(f"{path} has no {wanted}; it is damaged or another archive")
     try:
         mat = scipy.io.loadmat(io.BytesIO(files[_SYNSETS]), squeeze_me=True)
         # Beside the classes, which have no children, WordNet's nodes above them.
