@@ -24,7 +24,7 @@ class ImageArchives(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     name: splits such as "train[:90%]" are the same images.
 
     Args:
-      source: an archive or a folder with what is needed.
+      source: an archive, or a folder with those that are needed.
       strict: refuses an image that does not decode, which else is left out.
       **kwargs: of `tfds.core.GeneratorBasedBuilder`.
 
@@ -48,11 +48,10 @@ class ImageArchives(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     raise UserError(f"{name} is not taken: {error}") from None
                 self.left_out[str(error)].append(name)
                 continue
+            if "file_name" in features:
+                example["file_name"] = name
             taken.add(label)
-            yield (
-                name,
-                example | ({"file_name": name} if "file_name" in features else {}),
-            )
+            yield name, example
         for label, name in enumerate(features["label"].names):
             if label not in taken:
                 raise UserError(f"class {name} has no image in {split} that decodes")
