@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(server, tmp_path):
     assert server.asked == []
 
 
-def test_two_threads_download_once(server, obtain):
+def test_three_at_once_download_once(server, obtain):
     threads = [threading.Thread(target=obtain) for _ in range(3)]
     for thread in threads:
         thread.start()
