@@ -246,6 +246,7 @@ def test_names_and_class_lists_that_do_not_fit_are_one_line(
         ),
         (("--class_list", class_list), "cifar10", "cifar10 has all its classes"),
         (("--class_list", ""), "imagenet100", "a path is empty"),
+        (("--class_list", "/dev/null"), "imagenet100", "/dev/null names no class"),
     ]
     for options, name, message in cases:
         with pytest.raises(SystemExit, match=message):

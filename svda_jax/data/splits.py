@@ -197,6 +197,8 @@ def read_class_list(path, known, name):
         if found[0] in chosen:
             raise UserError(f"{path}, line {number}: {line} comes twice")
         chosen.append(found[0])
+    if not chosen:
+        raise UserError(f"class_list={path} names no class")
     return chosen
 
 
