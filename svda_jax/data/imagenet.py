@@ -49,7 +49,9 @@ class ImageNet(ImageArchives, skip_registration=True):
         self.classes = self.ids
         if class_list:
             self.VERSION = tfds.core.Version("1.0.0")
-            chosen = read_class_list(class_list, [self.ids], "ImageNet")
+            chosen = read_class_list(
+                class_list, [self.ids], "ImageNet", option="--class_list"
+            )
             self.classes = [self.ids[label] for label in sorted(chosen)]
         super().__init__(**kwargs)
 
