@@ -171,8 +171,8 @@ def read_class_list(path, known, name, *, option="dataset.class_list"):
       option: that names the file, for messages.
 
     Raises:
-      UserError: there is no such file, it names no class, or a line is no class of the data set or comes
-        twice.
+      UserError: there is no such file, it names no class, or a line is no class of the
+        data set or comes twice.
     """
     try:
         lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
