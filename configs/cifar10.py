@@ -3,7 +3,7 @@
 Model: 2.7 M parameters, 9 blocks of width 192 with 12 heads.
 Recipe: augmentation and regularisation of Hassani et al. 2021 (arXiv 2104.05704), with
 RandAugment for AutoAugment, a longer schedule and a moving average of the parameters.
-Data: 50,000 images to train on, 10,000 to evaluate, by TFDS (download 163 MB).
+Data: 50,000 images to train on, 10,000 to evaluate (download 163 MB).
 Measured: not yet run. Published for plain ViTs from scratch: 91.4 % with 3.7 M
 parameters after 200 epochs, 93.6 % with a model of this size, best epoch on test.
 Command: python -m svda_jax.main --config=configs/cifar10.py

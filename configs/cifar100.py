@@ -1,7 +1,7 @@
 """CIFAR-100: the model and recipe of configs/cifar10.py.
 
 Model: 2.7 M parameters.
-Data: 50,000 images to train on, 10,000 to evaluate, by TFDS (download 161 MB).
+Data: 50,000 images to train on, 10,000 to evaluate (download 161 MB).
 Measured: not yet run. Published for plain ViTs from scratch: 69.8 % with 3.7 M
 parameters after 200 epochs, 73.8 % with a model of this size, best epoch on test.
 Command: python -m svda_jax.main --config=configs/cifar100.py

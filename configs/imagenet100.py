@@ -2,10 +2,12 @@
 
 Model: 21.7 M parameters.
 Recipe: DeiT's (Touvron et al. 2021, arXiv 2012.12877) without repeated augmentation.
-Data: about 126,000 images to train on, 5,000 to evaluate. Either a folder, imported by
+Data: about 126,000 images to train on, 5,000 to evaluate. Either a folder of images, or
+one with ImageNet's archives and a file with the WordNet ids of the classes, one a line
+(there are several such lists, so none comes with this program):
     python -m svda_jax prepare imagenet100 --from DIR
-or TFDS's imagenet2012 and a file with the WordNet ids of the classes, one a line (there
-are several such lists, so none comes with this program):
+    python -m svda_jax prepare imagenet100 --from DIR --class_list FILE
+or, where all of ImageNet is prepared as imagenet2012,
     --config.dataset.name=imagenet2012 --config.dataset.class_list=FILE
 Measured: not yet run; a run needs an accelerator. No published figure that is sure.
 Command: python -m svda_jax.main --config=configs/imagenet100.py

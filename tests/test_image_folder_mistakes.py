@@ -123,7 +123,7 @@ def test_a_folder_around_the_folder_is_no_class(folder):
     ("name", "message"),
     [
         ("My-Set", "My-Set: a name has lower-case letters, digits, underscores"),
-        ("food101", "food101 is a data set of TFDS; choose another name"),
+        ("stl10", "stl10 is a data set of TFDS; choose another name"),
     ],
 )
 def test_bad_names(folder, tmp_path, name, message):

@@ -19,7 +19,11 @@ def remote(tmp_path, monkeypatch):
     """A TFDS data set that stands for those which TensorFlow must prepare."""
     (tmp_path / "toy_remote.py").write_text(TOY_REMOTE)
     # What a started Python imports first, and so knows.
-    (tmp_path / "sitecustomize.py").write_text("import toy_remote\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import toy_remote\n"
+        "from svda_jax.data import datasets\n"
+        "datasets.check_obtainable = lambda builder: None\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("toy_remote")
@@ -73,7 +77,7 @@ def test_data_set_of_tfds_is_prepared_in_a_process_of_its_own(remote, capfd):
 
 def test_data_set_with_files_to_get_by_hand_says_which(remote):
     with pytest.raises(
-        UserError, match=r"must be put into .*tfds/downloads/manual by hand: .*ILSVRC"
+        UserError, match=r"must be put into .*tfds/downloads/manual by hand: .*OneDrive"
     ) as error:
-        datasets.open_builder("imagenet2012", str(remote / "tfds"))
+        datasets.open_builder("resisc45", str(remote / "tfds"))
     assert "\n" not in str(error.value)

@@ -6,9 +6,6 @@ Either version, "python" or "binary", packed or unpacked, without TensorFlow.
 import hashlib
 import itertools
 import pathlib
-import tarfile
-import urllib.parse
-import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +13,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from svda_jax import UserError
+from svda_jax.data.archives import members, read
+from svda_jax.data.download import source_files
 from svda_jax.data.pickles import read_pickle
 
 _PIXELS = 3 * 32 * 32
@@ -174,9 +173,9 @@ class Cifar(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return names, splits
 
     def _split_generators(self, dl_manager):
-        archive = VERSIONS[self.name][1].archive
-        url = urllib.parse.urljoin(self.URL, archive)
-        names, splits = self.read(self.source or dl_manager.download(url))
+        urls = [self.URL + VERSIONS[self.name][1].archive]
+        with source_files(self, urls, dl_manager) as source:
+            names, splits = self.read(source)
         for label, words in names.items():
             self.info.features[label].names = words
         return {
@@ -219,24 +218,19 @@ def _open_archive(name, path):
     try:
         with open(path, "rb") as file:
             md5 = hashlib.file_digest(file, "md5").hexdigest()
-        if known.get(md5) not in VERSIONS[name]:
-            archives = " or ".join(version.archive for version in VERSIONS[name])
-            found = known[md5].archive if md5 in known else f"a file of MD5 {md5}"
-            raise UserError(
-                f"{path} is {found}, not {archives} as published; it is truncated, "
-                "damaged or another file"
-            )
-        with tarfile.open(path) as archive:
-            files = {
-                pathlib.PurePath(one.name).name: (
-                    path / one.name,
-                    archive.extractfile(one).read(),
-                )
-                for one in archive
-                if one.isfile()
-            }
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if known.get(md5) not in VERSIONS[name]:
+        archives = " or ".join(version.archive for version in VERSIONS[name])
+        found = known[md5].archive if md5 in known else f"a file of MD5 {md5}"
+        raise UserError(
+            f"{path} is {found}, not {archives} as published; it is truncated, damaged "
+            "or another file"
+        )
+    files = {
+        pathlib.PurePath(member).name: (path / member, read(path, file))
+        for member, file in members(path)
+    }
     return known[md5], files
 
 
@@ -246,7 +240,11 @@ def _read_names(path, data, version, label, count):
         names = read_pickle(path, data).get(version.keys[label][1])
     else:
         names = data.split()
-    if not isinstance(names, list) or len(names) != count:
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, bytes) for name in names)
+        or not len(names) == len(set(names)) == count
+    ):
         raise UserError(f"{path}: has no list of the names of {count} classes")
     return [name.decode("ascii", "replace") for name in names]
 

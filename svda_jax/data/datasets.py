@@ -27,6 +27,8 @@ from svda_jax.data.bucket import fetch_data
 from svda_jax.data.cifar import Cifar
 from svda_jax.data.digits import Digits
 from svda_jax.data.fashion_mnist import FashionMnist
+from svda_jax.data.food101 import Food101
+from svda_jax.data.imagenet import ImageNet
 from svda_jax.data.in_memory import InMemory, decode_split
 from svda_jax.data.splits import open_split
 
@@ -35,6 +37,8 @@ BUILDERS = {
     "digits": Digits,
     "fashion_mnist": FashionMnist,
     **{name: functools.partial(Cifar, name=name) for name in ("cifar10", "cifar100")},
+    "food101": Food101,
+    "imagenet2012": ImageNet,
 }
 
 
@@ -83,7 +87,7 @@ def open_builder(name, data_dir="", *, obtain=True):
     missing = f"data set {name} is not in {builder.data_dir}"
     if not obtain:
         raise UserError(missing)
-    _check_obtainable(builder, missing)
+    check_obtainable(builder)
     print(f"{missing}: preparing it", flush=True)
     if name in BUILDERS:
         prepare_builder(builder)
@@ -147,9 +151,10 @@ def prepare_builder(builder):
                 with contextlib.suppress(OSError):  # it stays where it is not empty
                     folder.parent.rmdir()
     except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
         raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; dataset.data_dir (or "
-            "--data_dir) names another folder"
+            f"cannot write {folder}: {error.strerror or error}{where}; "
+            "dataset.data_dir (or --data_dir) names another folder"
         ) from None
     return True
 
@@ -169,9 +174,22 @@ def _lock(path):
         yield
 
 
-def _check_obtainable(builder, missing):
-    """Says at once why a data set cannot be prepared, if so."""
-    ours = builder.name in BUILDERS
+def check_obtainable(builder):
+    """Says at once why a data set that is not on disk cannot be prepared, if so.
+
+    Raises:
+      UserError: it needs TensorFlow, files got by hand, or a network.
+    """
+    name, ours = builder.name, builder.name in BUILDERS
+    missing = f"data set {name} is not in {builder.data_dir}"
+    by_import = f"python -m svda_jax prepare {name} --from DIR imports its files"
+    if name == "digits":
+        return
+    if ours and not builder.URL:
+        raise UserError(
+            f"{missing} and is downloaded by hand, from {builder.info.homepage}; "
+            f"{by_import}"
+        )
     if not ours and not importlib.util.find_spec("tensorflow"):
         raise UserError(f"{missing}, and preparing it needs: pip install tensorflow")
     if not ours and builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
@@ -182,16 +200,11 @@ def _check_obtainable(builder, missing):
                 f"{missing}, and its files must be put into {folder} by hand: "
                 f"{instructions}"
             )
-    elif builder.name != "digits":
-        url = getattr(builder, "URL", None) or next(iter(builder.url_infos or ()), "")
-        if not _is_reachable(url or "https://storage.googleapis.com"):
-            remedy = (
-                f"import its files with python -m svda_jax prepare {builder.name} "
-                "--from DIR"
-                if ours
-                else "run this once with a network"
-            )
-            raise UserError(f"{missing} and there is no network to get it; {remedy}")
+        return
+    url = builder.URL if ours else next(iter(builder.url_infos or ()), "")
+    if not _is_reachable(url or "https://storage.googleapis.com"):
+        remedy = by_import if ours else "run this once with a network"
+        raise UserError(f"{missing} and there is no network to get it; {remedy}")
 
 
 def _prepare_apart(name, data_dir):

@@ -1,9 +1,9 @@
 """FashionMNIST from its four IDX files, in TFDS format, without TensorFlow."""
 
 import gzip
+import itertools
 import math
 import pathlib
-import urllib.parse
 import zlib
 
 import numpy as np
@@ -11,7 +11,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from svda_jax import UserError
+from svda_jax.data.download import source_files
 
+_KINDS = ("images-idx3-ubyte", "labels-idx1-ubyte")
 _UNSIGNED_BYTE = 0x08  # IDX's code for the type of the elements
 
 
@@ -78,37 +80,23 @@ class FashionMnist(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             raise UserError(f"{labels_path}: label {labels.max()}, expected 0 to 9")
         return images, labels
 
-    def read_folder(self):
-        """Reads and checks every split of the source folder, by split."""
-        return {
-            split: self.read(
-                _find(self.source, f"{prefix}-images-idx3-ubyte"),
-                _find(self.source, f"{prefix}-labels-idx1-ubyte"),
-                num_images,
-            )
-            for split, (prefix, num_images) in FILES.items()
-        }
-
     def _split_generators(self, dl_manager):
-        if self.source is None:
+        names = {
+            split: [f"{prefix}-{kind}" for kind in _KINDS]
+            for split, (prefix, _) in FILES.items()
+        }
+        urls = [f"{self.URL}{n}.gz" for n in itertools.chain(*names.values())]
+        with source_files(self, urls, dl_manager) as folder:
             splits = {
-                split: self.read(*self._download(dl_manager, prefix), num_images)
-                for split, (prefix, num_images) in FILES.items()
+                split: self.read(
+                    *(_find(folder, name) for name in names[split]), num_images
+                )
+                for split, (_, num_images) in FILES.items()
             }
-        else:
-            splits = self.read_folder()
         return {
             split: self._generate_examples(*examples)
             for split, examples in splits.items()
         }
-
-    def _download(self, dl_manager, prefix):
-        return dl_manager.download(
-            [
-                urllib.parse.urljoin(self.URL, f"{prefix}-{kind}-ubyte.gz")
-                for kind in ("images-idx3", "labels-idx1")
-            ]
-        )
 
     def _generate_examples(self, images, labels):
         for i, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -37,8 +37,10 @@ class Array:
           ValueError: it is of another kind.
         """
         try:
-            _, (rows, columns), _, _, data = self.state
-            return np.frombuffer(data, np.uint8).reshape(int(rows), int(columns))
+            _, shape, _, by_column, data = self.state
+            rows, columns = map(int, shape)
+            values = np.frombuffer(data, np.uint8)
+            return values.reshape(rows, columns, order="F" if by_column else "C")
         except TypeError as error:
             raise ValueError(str(error)) from None
 

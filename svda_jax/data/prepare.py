@@ -3,14 +3,20 @@
     python -m svda_jax prepare fashion_mnist --from DIR
     python -m svda_jax prepare my_flowers --from DIR
     python -m svda_jax prepare cifar10 --from cifar-10-python.tar.gz
+    python -m svda_jax prepare food101 --from food-101.tar.gz
+    python -m svda_jax prepare imagenet2012 --from DIR
+    python -m svda_jax prepare imagenet100 --from DIR --class_list FILE
     python -m svda_jax prepare cifar10
 
 DIR holds the four IDX files of FashionMNIST, gzipped or not; CIFAR-10 and CIFAR-100 are
 taken from an archive as published, "python" or "binary", what it unpacks to, or a
-folder with either; for every other name DIR has train/ and val/ with a folder of images
-for each class, or train.X1/, ... and val.X/, or the class folders alone. What cannot be
-taken is counted and named at the end; --strict refuses it. Without --from the data set
-is downloaded, for which all but FashionMNIST, CIFAR and the digits need TensorFlow.
+folder with either, Food-101 from its archive; ImageNet, or the classes whose WordNet
+ids are in a file, from a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar
+and ILSVRC2012_devkit_t12.tar.gz. For every other name DIR has train/ and val/ with a
+folder of images for each class, or train.X1/, ... and val.X/, or the class folders
+alone. What cannot be taken is counted and named at the end; --strict refuses it.
+Without --from the data set is downloaded, for which all but FashionMNIST, CIFAR,
+Food-101 and the digits need TensorFlow.
 """
 
 import os
@@ -23,22 +29,28 @@ from absl import logging
 
 from svda_jax import UserError, command_line, local_path
 from svda_jax.data.cifar import VERSIONS as CIFAR
-from svda_jax.data.cifar import Cifar
-from svda_jax.data.datasets import create_builder, prepare_builder
-from svda_jax.data.fashion_mnist import FashionMnist
+from svda_jax.data.datasets import (
+    BUILDERS,
+    check_obtainable,
+    create_builder,
+    prepare_builder,
+)
 from svda_jax.data.image_folder import ImageFolder, describe_left_out
+from svda_jax.data.imagenet import ImageNet, has_archives
 from svda_jax.data.splits import features_of
 
 
-def import_files(name, source, data_dir=None, *, strict=False):
+def import_files(name, source, data_dir=None, *, strict=False, class_list=""):
     """Imports files as a data set; returns its builder.
 
     Args:
-      name: "fashion_mnist", for a folder of IDX files, "cifar10" or "cifar100", for
-        their files, or what a folder of images shall be called.
-      source: the folder, or an archive of CIFAR's.
+      name: "fashion_mnist", for a folder of IDX files, "cifar10", "cifar100", "food101"
+        or "imagenet2012", for their files, or what a folder of images or some classes
+        of ImageNet shall be called.
+      source: the folder, or an archive.
       data_dir: the folder that TFDS keeps data sets in; None is TFDS's default.
-      strict: refuses a folder with anything that is not taken.
+      strict: refuses files with anything that is not taken.
+      class_list: file with the WordNet ids of classes of ImageNet, one a line.
 
     Raises:
       UserError: the name, the folder or a file is not what it should be, or the data
@@ -47,21 +59,25 @@ def import_files(name, source, data_dir=None, *, strict=False):
     if not os.path.exists(source):
         raise UserError(f"there is no {source}")
     options = {"source": source, "data_dir": data_dir, "file_format": "array_record"}
-    if name == "fashion_mnist":
-        builder = FashionMnist(**options)
-    elif name in CIFAR:
-        builder = Cifar(name=name, **options)
+    if class_list and name in BUILDERS:
+        raise UserError(f"{name} has all its classes; choose another name for some")
+    if name in ("fashion_mnist", *CIFAR):
+        builder = BUILDERS[name](**options)  # which leaves nothing out
+    elif name in ("food101", "imagenet2012"):
+        builder = BUILDERS[name](strict=strict, **options)
     elif not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(f"{name}: a name has lower-case letters, digits, underscores")
     elif name in tfds.list_builders(with_community_datasets=False):
         raise UserError(f"{name} is a data set of TFDS; choose another name")
+    elif class_list:
+        builder = ImageNet(name=name, class_list=class_list, strict=strict, **options)
+    elif has_archives(source):
+        raise UserError(
+            f"{source} has ImageNet's archives: --class_list FILE says which classes "
+            f"{name} has; the name of all is imagenet2012"
+        )
     else:
         builder = ImageFolder(name=name, strict=strict, **options)
-    if not builder.is_prepared():  # a damaged file must not leave half a data set
-        if name == "fashion_mnist":
-            builder.read_folder()
-        elif name in CIFAR:
-            builder.read(source)
     if not prepare_builder(builder):
         raise UserError(
             f"{builder.data_dir} is there already; remove it to import anew"
@@ -76,18 +92,22 @@ def main(argv=None):
     parser.add_argument("--from", dest="source", metavar="DIR_OR_ARCHIVE")
     parser.add_argument("--data_dir", help="where TFDS keeps data sets")
     parser.add_argument("--strict", action="store_true", help="leave nothing out")
+    parser.add_argument("--class_list", metavar="FILE", help="of ImageNet's classes")
     args = parser.parse_args(argv)
     logging.set_verbosity(logging.ERROR)
     try:
-        for name in ("source", "data_dir"):
-            if path := getattr(args, name):
+        for name in ("source", "data_dir", "class_list"):
+            if (path := getattr(args, name)) is not None:
                 setattr(args, name, str(local_path(path)))
         if args.source:
-            builder = import_files(
-                args.name, args.source, args.data_dir, strict=args.strict
-            )
+            builder = import_files(**vars(args))
+        elif args.class_list:
+            raise UserError("--class_list goes with --from DIR")
         else:
-            prepare_builder(create_builder(args.name, args.data_dir))
+            builder = create_builder(args.name, args.data_dir)
+            if not builder.is_prepared():
+                check_obtainable(builder)
+                prepare_builder(builder)
             builder = create_builder(args.name, args.data_dir)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -103,14 +123,17 @@ def main(argv=None):
 
 def _train_line(builder, data_dir):
     """The command that trains on an imported data set."""
-    own = builder.name not in ("fashion_mnist", "imagenet100", *CIFAR)
-    config = f"folder.py:{builder.name}" if own else f"{builder.name}.py"
     options = {"data_dir": os.path.abspath(data_dir)} if data_dir else {}
-    if builder.name == "imagenet100":
-        splits = builder.info.splits
+    if isinstance(builder, ImageNet) or builder.name == "imagenet100":
+        config, splits = "imagenet100.py", builder.info.splits
+        if builder.name != "imagenet100":
+            options["name"] = builder.name
         options["num_classes"] = builder.info.features["label"].num_classes
         if "validation" not in splits:
             options |= {"eval_split": "test"} if "test" in splits else {"holdout": 0.1}
+    else:
+        ours = builder.name in BUILDERS
+        config = f"{builder.name}.py" if ours else f"folder.py:{builder.name}"
     line = ["python", "-m", "svda_jax", "train", f"--config=configs/{config}"]
     return shlex.join(
         line + [f"--config.dataset.{key}={value}" for key, value in options.items()]

@@ -126,7 +126,7 @@ def open_split(builder, config, kind):
     labels = np.arange(len(class_names), dtype=np.int32)
     if config.class_list:
         known = [_read_ids(builder, class_names), class_names]
-        chosen = _read_class_list(config.class_list, known, builder.name)
+        chosen = read_class_list(config.class_list, known, builder.name)
         labels = np.full(len(class_names), -1, np.int32)
         labels[chosen] = np.arange(len(chosen))
         class_names = tuple(class_names[label] for label in chosen)
@@ -161,22 +161,23 @@ def _read_ids(builder, class_names):
     return tuple(ids) if len(ids) == len(class_names) else class_names
 
 
-def _read_class_list(path, known, name):
+def read_class_list(path, known, name, *, option="dataset.class_list"):
     """The classes that a file names, one a line, as labels of the data set.
 
     Args:
       path: of the file.
       known: the classes' ids and the classes' names, by label.
       name: of the data set.
+      option: that names the file, for messages.
 
     Raises:
-      UserError: there is no such file, or a line is no class of the data set or comes
-        twice.
+      UserError: there is no such file, it names no class, or a line is no class of the
+        data set or comes twice.
     """
     try:
         lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset.class_list={path} cannot be read: {error}") from None
+        raise UserError(f"{option}={path} cannot be read: {error}") from None
     chosen = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line:
@@ -197,6 +198,8 @@ def _read_class_list(path, known, name):
         if found[0] in chosen:
             raise UserError(f"{path}, line {number}: {line} comes twice")
         chosen.append(found[0])
+    if not chosen:
+        raise UserError(f"{option}={path} names no class")
     return chosen
 
 
