@@ -76,7 +76,9 @@ def input(repeats):
     )
 
 
-def write_photographs(folder, *, size=(500, 375), num_classes=2, per_class=256):
+def write_photographs(
+    folder, *, size=(500, 375), num_classes=2, per_class=256, quality=95
+):
     """Writes JPEGs cut from two photographs, a folder for each class.
 
     Args:
@@ -84,6 +86,7 @@ def write_photographs(folder, *, size=(500, 375), num_classes=2, per_class=256):
       size: width and height, at most 640 x 427.
       num_classes: of folders, 0, 1, ...
       per_class: images.
+      quality: of the JPEGs.
 
     Returns:
       Their mean size in bytes.
@@ -98,7 +101,7 @@ def write_photographs(folder, *, size=(500, 375), num_classes=2, per_class=256):
             left, top = rng.integers(641 - width), rng.integers(428 - height)
             piece = photograph[top : top + height, left : left + width]
             path = folder / str(label) / f"{i}.jpg"
-            Image.fromarray(piece).save(path, quality=95)
+            Image.fromarray(piece).save(path, quality=quality)
             sizes.append(path.stat().st_size)
     return np.mean(sizes)
 
