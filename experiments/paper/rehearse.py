@@ -117,17 +117,23 @@ def _write(out, name, found):
     with writing(out):
         (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         (out / f"{name}.md").write_text(write_page(name, found))
-        all_found = {p.stem: json.loads(p.read_text()) for p in out.glob("*.json")}
-        (out / "README.md").write_text(write_index(all_found))
+        everything = {path.stem: _read(path) for path in out.glob("*.json")}
+        whole = {name: one for name, one in everything.items() if "options" in one}
+        (out / "README.md").write_text(write_index(whole))
+
+
+def _read(path):
+    """What an earlier rehearsal found; nothing where it left nothing whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _read_kept(path, config):
     """Estimates of an earlier rehearsal of the same config."""
-    try:
-        kept = json.loads(path.read_text())
-        return kept["estimates"] if kept["config"] == config else {}
-    except (OSError, ValueError, KeyError):
-        return {}
+    kept = _read(path)
+    return kept["estimates"] if kept.get("config") == config else {}
 
 
 def _rehearse_here(path, rest, config, folder, reproduce):
