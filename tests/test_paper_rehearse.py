@@ -62,7 +62,7 @@ def test_a_page_says_what_is_not_at_hand_and_what_does_not_fit():
     text = rehearse_page.write_page("cifar10", find())
     assert "| 1 x NVIDIA H100 SXM | not at hand" in text
     # 300 epochs of 390.6 steps of 1 and 2 ms on eight devices, three times.
-    assert "2.3 device hours on 8 x TPU v5e, 0.3 by the clock" in text
+    assert "2.34 device hours on 8 x TPU v5e, 0.29 by the clock" in text
     assert "not yet rehearsed" in text
     refused = {"v5e": ESTIMATES["v5e"] | {"svda": {"refused": "too large"}}}
     text = rehearse_page.write_page("cifar10", find(estimates=refused))
@@ -96,7 +96,7 @@ def test_the_index_has_a_line_for_every_rehearsal():
     first, second = text.splitlines()[-2:]
     assert first.startswith("| [a](a.md) ")
     assert first.endswith("| not yet |")
-    assert second.endswith("| 2.3 | not at hand | 1 of 2 |")
+    assert second.endswith("| 2.34 | not at hand | 1 of 2 |")
     assert "`python -m experiments.paper --config=configs/cifar10.py`" in second
 
 

@@ -18,6 +18,7 @@ import time
 
 import jax
 import tensorflow_datasets as tfds
+from absl import logging
 
 from experiments.benchmarks.table import describe_machine
 from experiments.paper import atlas, prune
@@ -145,6 +146,7 @@ def _rehearse_here(path, rest, config, folder, reproduce):
       the comparison's own, line by line; empty where there is none.
     """
     tfds.disable_progress_bar()
+    logging.set_verbosity(logging.ERROR)
     name, stem = config.dataset.name, pathlib.Path(path).stem
     # Names of TFDS are for the archives themselves, not for a folder of photographs.
     made_up = name if name != "food101" else "food101_made_up"

@@ -60,7 +60,7 @@ def write_index(all_found):
     for name, found in sorted(all_found.items()):
         prepare, run = _commands(found)
         hours = [_total_hours(found, machine) for machine in TARGETS]
-        cells = [f"{h:,.1f}" if h else "not at hand" for h in hours]
+        cells = [f"{h:,.2f}" if h else "not at hand" for h in hours]
         said = list(found.get("stages", {}).values())
         cells.append(f"{said.count('')} of {len(said)}" if said else "not yet")
         lines.append(
@@ -168,10 +168,8 @@ def _describe_cost(found):
             )
         if total := _total_hours(found, machine):
             least = "" if MACHINES[machine].clock else "at least "
-            totals.append(
-                f"{least}{total:.1f} device hours on {target}, "
-                f"{least}{total / count:.1f} by the clock"
-            )
+            clock = f", {total / count:.2f} by the clock" if count > 1 else ""
+            totals.append(f"{least}{total:.2f} device hours on {target}{clock}")
         wheres.append(
             f"{target}: compiled at commit {estimates[machine]['commit']} on "
             f"{estimates[machine]['where']}"
