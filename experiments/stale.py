@@ -56,7 +56,7 @@ SOURCES = {
     "h200/benchmark_operations.json": _GPU,
     "h200/benchmark_peers.json": _GPU,
     "faults.md": ("svda_jax/run/checkpoints.py", "svda_jax/train/loop.py"),
-    "rehearsals/*.json": (*_TPU, *_AUGMENT),
+    "rehearsals/*.json": (*_TPU, *_AUGMENT, "svda_jax/models/ops/gpu.py"),
     "pretrained.md": (*_MODEL, "svda_jax/models/weights/read.py"),
     "atlas/*/*": (*_RUNS, "svda_jax/atlas/measure.py"),
     "convert/*/*": (*_RUNS, "svda_jax/prune/convert.py"),

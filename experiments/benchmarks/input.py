@@ -93,7 +93,9 @@ def _spread(rates):
     return Spread(min(rates), float(np.median(rates)), max(rates), decimals=0)
 
 
-def write_photographs(folder, *, size=(500, 375), num_classes=2, per_class=256):
+def write_photographs(
+    folder, *, size=(500, 375), num_classes=2, per_class=256, quality=95
+):
     """Writes JPEGs cut from two photographs, a folder for each class.
 
     Args:
@@ -101,6 +103,7 @@ def write_photographs(folder, *, size=(500, 375), num_classes=2, per_class=256):
       size: width and height; of files beyond 640 x 427 the photographs are enlarged.
       num_classes: of folders, 0, 1, ...
       per_class: images.
+      quality: of the JPEGs.
 
     Returns:
       Their mean size in bytes.
@@ -120,7 +123,7 @@ def write_photographs(folder, *, size=(500, 375), num_classes=2, per_class=256):
             )
             piece = photograph[top : top + height, left : left + width]
             path = folder / str(label) / f"{i}.jpg"
-            Image.fromarray(piece).save(path, quality=95)
+            Image.fromarray(piece).save(path, quality=quality)
             sizes.append(path.stat().st_size)
     return np.mean(sizes)
 

@@ -15,7 +15,6 @@ experiments/results.
 import importlib.metadata
 import pathlib
 import shutil
-import subprocess
 import sys
 
 import jax
@@ -33,6 +32,7 @@ from experiments.paper.comparison import (
     mean_and_spread,
     measure_overhead,
     progress,
+    read_commit,
     read_configs,
     run_command,
     train,
@@ -153,9 +153,6 @@ def _attention(workdir):
 
 
 def _head(comparison, command):
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
     versions = ", ".join(
         f"{p} {importlib.metadata.version(p)}" for p in ("optax", "orbax-checkpoint")
     )
@@ -163,7 +160,7 @@ def _head(comparison, command):
     lines = [
         f"# {comparison.name}",
         "",
-        f"Written at commit {commit or 'unknown'}. {describe_machine()} {versions}.",
+        f"Written at commit {read_commit()}. {describe_machine()} {versions}.",
         "",
         f"    {command}",
         "",

@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 
@@ -245,6 +246,13 @@ def progress(total):
         print(f"\nrun {count} of {total}, after {minutes:.0f} min: {workdir}")
 
     return say
+
+
+def read_commit():
+    """The commit that is checked out, short; "unknown" outside git."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    return found.stdout.strip() or "unknown"
 
 
 def mean_and_spread(values, decimals=3):

@@ -7,38 +7,30 @@ estimated by a compiler that is not installed here is kept.
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import json
 import pathlib
+import shlex
 import tempfile
 import time
 
 import jax
-import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
-from experiments.benchmarks.input import write_photographs
 from experiments.benchmarks.table import describe_machine
 from experiments.paper import atlas, prune
 from experiments.paper.comparison import configure, read_configs, writing
 from experiments.paper.rehearse_cost import estimate_targets
-from experiments.paper.rehearse_page import write_page
+from experiments.paper.rehearse_files import DATA, write_files
+from experiments.paper.rehearse_page import write_index, write_page
 from svda_jax import UserError
-from svda_jax.data import cifar, datasets, fashion_mnist
+from svda_jax.data import datasets
 from svda_jax.data.prepare import import_files
 from svda_jax.devices import parallel
 
-# Images to train on and to evaluate, by data set.
-NUM_IMAGES = {
-    "cifar10": (50_000, 10_000),
-    "cifar100": (50_000, 10_000),
-    "fashion_mnist": (60_000, 10_000),
-    "food101": (75_750, 25_250),
-    "imagenet100": (126_689, 5_000),
-}
-# Width and height that stand for the photographs of a data set.
-PHOTOGRAPHS = {"food101": (512, 384), "imagenet100": (500, 375)}
 TINY = {
     "num_epochs": 1,
     "batch_size": 32,
@@ -50,7 +42,32 @@ TINY = {
     "model.mlp_dim": 16,
     "dataset.train_split": "train[:128]",
 }
-NUM_BATCHES = 20  # that are timed, after as many that are not
+NUM_BATCHES = 40  # that are timed, after as many that are not
+# What each stage must leave, by patterns of paths, and the command that it is of.
+STAGES = {
+    "data set": ("prepare", ("tfds/*/*/dataset_info.json",)),
+    "input": ("input", ()),
+    "training with softmax": ("train", ("out/{0}/{0}-softmax-0.nc",)),
+    "training with SVDA": ("train", ("out/{0}/{0}-svda-0.nc",)),
+    "figures": (
+        "train",
+        tuple(
+            f"out/{{0}}/figure_{name}.{kind}"
+            for name in (
+                "1_accuracy",
+                "2_time",
+                "3_indicators_by_epoch",
+                "4_indicators_by_layer",
+                "attention",
+            )
+            for kind in ("png", "svg")
+        ),
+    ),
+    "report": ("train", ("out/{0}/report.html",)),
+    "table": ("train", ("out/{0}/README.md",)),
+    "prune": ("prune", ("out/prune/{0}/README.md", "out/prune/{0}/numbers.json")),
+    "atlas": ("atlas", ("out/atlas/{0}/README.md", "out/atlas/{0}/atlas.html")),
+}
 
 
 def rehearse(args, rest, reproduce):
@@ -61,73 +78,81 @@ def rehearse(args, rest, reproduce):
       rest: options of the configs.
       reproduce: the comparison's own command line, called with its arguments.
 
+    Returns:
+      0.
+
     Raises:
-      UserError: a config is none whose data set can be made up, or a stage fails.
+      UserError: a config is none whose data set can be made up, or a stage broke; the
+        pages are written then too.
     """
     out = pathlib.Path(args.out, "rehearsals")
-    for path, name in zip(args.config, read_configs(args.config, rest), strict=True):
-        config = configure(path, rest, {}, 0)
-        if config.dataset.name not in NUM_IMAGES:
+    names = read_configs(args.config, rest)
+    configs = [configure(path, rest, {}, 0) for path in args.config]
+    for path, config in zip(args.config, configs, strict=True):
+        if config.dataset.name not in DATA:
             raise UserError(
                 f"{path}: dataset.name={config.dataset.name} cannot be made up; "
-                f"rehearsals know {', '.join(NUM_IMAGES)}"
+                f"rehearsals know {', '.join(DATA)}"
             )
+    broken = []
+    for path, name, config in zip(args.config, names, configs, strict=True):
         found = {
+            "options": shlex.join([f"--config={path}", *rest]),
             "config": json.loads(config.to_json()),
             "estimates": estimate_targets(path, rest),
         }
         kept = _read_kept(out / f"{name}.json", found["config"])
         found["estimates"] = kept | found["estimates"]
-        _write(out, name, path, config, found)  # compiling is not to be lost
+        _write(out, name, found)  # compiling is not to be lost
         with tempfile.TemporaryDirectory() as folder:
             found |= _rehearse_here(path, rest, config, pathlib.Path(folder), reproduce)
-        _write(out, name, path, config, found)
+        _write(out, name, found)
+        broken += [f"{name}: {s}" for s, said in found["stages"].items() if said]
         print(f"\nthe rehearsal is in {out / name}.md")
+    if broken:
+        raise UserError(f"stages broke ({', '.join(broken)}); the pages say of what")
     return 0
 
 
-def _write(out, name, path, config, found):
+def _write(out, name, found):
     with writing(out):
         (out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
-        page = write_page(name, path, config, found, NUM_IMAGES)
-        (out / f"{name}.md").write_text(page)
+        (out / f"{name}.md").write_text(write_page(name, found))
+        everything = {path.stem: _read(path) for path in out.glob("*.json")}
+        whole = {name: one for name, one in everything.items() if "options" in one}
+        (out / "README.md").write_text(write_index(whole))
+
+
+def _read(path):
+    """What an earlier rehearsal found; nothing where it left nothing whole."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _read_kept(path, config):
     """Estimates of an earlier rehearsal of the same config."""
-    try:
-        kept = json.loads(path.read_text())
-        return kept["estimates"] if kept["config"] == config else {}
-    except (OSError, ValueError, KeyError):
-        return {}
+    kept = _read(path)
+    return kept["estimates"] if kept.get("config") == config else {}
 
 
 def _rehearse_here(path, rest, config, folder, reproduce):
     """Input and stages, on this machine.
 
     Returns:
-      A dict: "where", "input" (see `_time_input`), "stages" (seconds of each, and the
-      files it left), and "rows", the names of those of the comparison's table.
+      A dict: "where", "input" (see `_time_input`; empty where it broke), "seconds" of
+      each command, "stages" (of what each broke, "" where all is well), and "table",
+      the comparison's own, line by line; empty where there is none.
     """
-    stages = {}
     tfds.disable_progress_bar()
-
-    def run(stage, function, *arguments, left=""):
-        print(f"rehearsing {stage}", flush=True)
-        start = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()):
-            function(*arguments)
-        seconds = time.perf_counter() - start
-        files = sorted(p.name for p in (folder / left).iterdir()) if left else []
-        stages[stage] = {"seconds": seconds, "files": files}
-
-    name = config.dataset.name
+    logging.set_verbosity(logging.ERROR)
+    name, stem = config.dataset.name, pathlib.Path(path).stem
+    # Names of TFDS are for the archives themselves, not for a folder of photographs.
     made_up = name if name != "food101" else "food101_made_up"
-    source, data_dir = folder / "files", folder / "tfds"
-    _write_files(name, source)
-    run("prepare", import_files, made_up, str(source), str(data_dir))
+    data_dir, timed = folder / "tfds", {}
+    kilobytes = write_files(name, folder / "files")
     config.dataset.update(name=made_up, data_dir=str(data_dir))
-    timed = _time_input(config)
     options = TINY | {
         "dataset.name": made_up,
         "dataset.data_dir": data_dir,
@@ -136,72 +161,86 @@ def _rehearse_here(path, rest, config, folder, reproduce):
     argv = ["", f"--config={path}", "--seeds=1", f"--runs={folder / 'runs'}"]
     argv += [f"--out={folder / 'out'}", *rest]
     argv += [f"--config.{key}={value}" for key, value in options.items()]
-    stem = pathlib.Path(path).stem
-    out = f"out/{stem}"
-    run("train both, figures, report", reproduce, argv, left=out)
-    run("prune", prune.main, argv, left=f"out/prune/{stem}")
-    run("atlas", atlas.main, argv, left=f"out/atlas/{stem}")
-    lines = (folder / out / "README.md").read_text().splitlines()
-    table = itertools.takewhile(
-        str.strip, lines[lines.index("|---|---|---|---|") + 1 :]
-    )
+    commands = {
+        "prepare": functools.partial(
+            import_files, made_up, str(folder / "files"), str(data_dir)
+        ),
+        "input": lambda: timed.update(_time_input(config), kilobytes=kilobytes),
+        "train": functools.partial(reproduce, argv),
+        "prune": functools.partial(prune.main, argv),
+        "atlas": functools.partial(atlas.main, argv),
+    }
+    said, seconds = {}, {}
+    for command, function in commands.items():
+        print(f"rehearsing {command}", flush=True)
+        start = time.perf_counter()
+        said[command] = _attempt(function)
+        seconds[command] = time.perf_counter() - start
     return {
         "where": describe_machine(("grain", "optax")),
         "input": timed,
-        "stages": stages,
-        "rows": [line.split("|")[1].strip() for line in table],
+        "seconds": seconds,
+        "stages": {
+            stage: _judge(folder, [p.format(stem) for p in patterns], said[command])
+            for stage, (command, patterns) in STAGES.items()
+        },
+        "table": _read_table(folder / "out" / stem / "README.md"),
     }
 
 
-def _write_files(name, folder):
-    """Files as they are downloaded, of noise or of pieces of photographs."""
-    rng = np.random.default_rng(0)
-    if name in PHOTOGRAPHS:
-        for split, count in (("train", 8), ("val", 2)):
-            write_photographs(
-                folder / split,
-                size=PHOTOGRAPHS[name],
-                num_classes=101 if name == "food101" else 100,
-                per_class=count,
-            )
-        return
-    folder.mkdir()
-    if name == "fashion_mnist":
-        for prefix, n in fashion_mnist.FILES.values():
-            images = rng.integers(256, size=(n, 28, 28), dtype=np.uint8)
-            labels = np.uint8(np.arange(n) % 10)
-            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-                head = bytes([0, 0, 8, array.ndim]), np.array(array.shape, ">u4")
-                path = folder / f"{prefix}-{kind}-ubyte"
-                path.write_bytes(b"".join([*head, array.tobytes()]))
-        return
-    version, classes = cifar.VERSIONS[name][1], cifar.CLASSES[name]
-    for label, file in version.names.items():
-        names = (f"{label}_{i}" for i in range(classes[label]))
-        (folder / file).write_text("\n".join(names))
-    for split, files in version.files.items():
-        n = cifar.PER_CLASS[name][split] * classes["label"] // len(files)
-        labels = [np.arange(n) % classes[label] for label in version.names]
-        for file in files:
-            pixels = rng.integers(256, size=(n, 3072), dtype=np.uint8)
-            rows = np.column_stack([np.array(labels, np.uint8).T, pixels])
-            (folder / file).write_bytes(rows.tobytes())
+def _attempt(function):
+    """What a function said when it broke, in one line; "" where it did not."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            function()
+    except SystemExit as error:  # how commands end after a user's mistake
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        return str(error)
+    except Exception as error:  # whatever breaks, the other stages are of interest
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def _judge(folder, patterns, said):
+    """Of what a stage broke; "" where every file that it must leave is there."""
+    for pattern in patterns:
+        if not any(path.stat().st_size for path in folder.glob(pattern)):
+            return said or f"left no {pathlib.Path(pattern).name}"
+    return "" if patterns else said
+
+
+def _read_table(path):
+    """The first table of a page, line by line; none without a page."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return []
+    lines = itertools.dropwhile(lambda line: not line.startswith("|"), lines)
+    return list(itertools.takewhile(str.strip, lines))
 
 
 def _time_input(config):
-    """Images a second that the input path gives here, and seconds until it starts."""
+    """How fast the input path is here.
+
+    Returns:
+      A dict: "seconds to open", "images a second", and "images a second of a core",
+      by the processor time of all threads, whatever else the machine does.
+    """
     start = time.perf_counter()
     data = datasets.load(
         config.dataset, "train", batch_size=64, mesh=parallel.create_mesh()
     )
     opened = time.perf_counter() - start
-    batches = data.train_batches(jax.random.key(0), 0)
-    for i, batch in enumerate(batches):
-        jax.block_until_ready(batch)
-        if i == NUM_BATCHES - 1:
-            start = time.perf_counter()
-        if i == 2 * NUM_BATCHES - 1:
-            break
-    rate = NUM_BATCHES * 64 / (time.perf_counter() - start)
-    batches.close()
-    return {"seconds to open": opened, "images a second": rate}
+    with contextlib.closing(data.train_batches(jax.random.key(0), 0)) as batches:
+        for i, batch in enumerate(itertools.islice(batches, 2 * NUM_BATCHES), 1):
+            jax.block_until_ready(batch)
+            if i == NUM_BATCHES:
+                start = time.perf_counter(), time.process_time()
+        end = time.perf_counter(), time.process_time()
+    num_images = NUM_BATCHES * 64
+    return {
+        "seconds to open": opened,
+        "images a second": num_images / (end[0] - start[0]),
+        "images a second of a core": num_images / (end[1] - start[1]),
+    }

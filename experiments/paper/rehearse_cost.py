@@ -7,7 +7,7 @@ from experiments.benchmarks.accelerators import estimate_training
 from experiments.benchmarks.compilers import MACHINES, describe_devices
 from experiments.benchmarks.speed import count_flops
 from experiments.benchmarks.table import describe_machine
-from experiments.paper.comparison import ATTENTIONS, configure
+from experiments.paper.comparison import ATTENTIONS, configure, read_commit
 from svda_jax import UserError
 from svda_jax.config import validate
 
@@ -24,8 +24,9 @@ def estimate_targets(path, argv):
       argv: options of it, as on the command line.
 
     Returns:
-      A dict from machine to what `_estimate` returns; a machine whose compiler is not
-      installed is missing.
+      A dict from machine to "where" and at which "commit" it was compiled, and what
+      `_estimate` returns, by attention; a machine whose compiler is not installed is
+      missing.
     """
     found = {}
     for machine, (topology, count) in TARGETS.items():
@@ -34,7 +35,10 @@ def estimate_targets(path, argv):
         except UserError as error:
             print(f"not at hand: {error}", flush=True)
             continue
-        found[machine] = {"where": describe_machine(PACKAGES)}
+        found[machine] = {
+            "where": describe_machine(PACKAGES),
+            "commit": read_commit(),
+        }
         for attention, options in ATTENTIONS.items():
             print(f"compiling {attention} for {describe_target(machine)}", flush=True)
             config = configure(path, argv, options, 0)
@@ -80,15 +84,14 @@ def _estimate(config, machine, devices):
     }
 
 
-def device_hours(step, config, machine, num_images, num_seeds=1):
-    """Hours of all devices that training alone takes, by a step's estimate.
+def device_hours(step, config, machine, num_images):
+    """Hours of all devices that a run's training alone takes, by a step's estimate.
 
     Args:
       step: from `_estimate`.
-      config: of the run.
+      config: of the run, a dict.
       machine: of `TARGETS`.
       num_images: to train on.
-      num_seeds: runs.
     """
-    steps = config.num_epochs * num_images / config.batch_size
-    return step["seconds"] * steps * TARGETS[machine][1] * num_seeds / 3600
+    steps = config["num_epochs"] * num_images / config["batch_size"]
+    return step["seconds"] * steps * TARGETS[machine][1] / 3600
