@@ -59,11 +59,15 @@ def test_report_says_what_the_history_says(workdirs, capsys):
     assert f"{100 * float(last['eval_accuracy']):.2f} %" in page
     for name in last["indicator"].values:
         values = last["indicators"].sel(indicator=name)
-        assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
+        decimals = 2 if name == "effective_rank" else 3
+        mean, spread = (f"{float(f()):.{decimals}f}" for f in (values.mean, values.std))
+        assert f"{mean} &plusmn; {spread}" in page
     assert "of 77 images are classified wrongly" in page
     for name in ("score_entropy", "score_rank", "score_sparsity", "score_strength"):
         values = last[name]
-        assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
+        decimals = 2 if name == "score_rank" else 3
+        mean, spread = (f"{float(f()):.{decimals}f}" for f in (values.mean, values.std))
+        assert f"{mean} &plusmn; {spread}" in page
     confusion = last["confusion"].values
     for name, counts, right in zip(
         last["true"].values, confusion, confusion.diagonal(), strict=True
@@ -93,7 +97,7 @@ def test_two_runs_stand_side_by_side(both):
     page = both.read_text()
     # Of each run: confusion, heat maps, rollout, worst; five that they share.
     assert page.count("<svg ") == 2 * 4 + 5
-    assert "differ in <code>model.attention</code> (svda and softmax)" in page
+    assert "differ in <code>model.attention</code> (svda, softmax)" in page
     assert "different quantities and are drawn as shares" in page
     assert page.count("McNemar") == 1
 
@@ -275,11 +279,11 @@ def test_pointing_at_a_patch_shows_where_it_looks(both, browser, output_dir):
     said = [view.find_element("css selector", "[aria-live]") for view in views]
     pixels = "return arguments[0].querySelector('canvas').toDataURL()"
     before = [browser.execute_script(pixels, view) for view in views[:3]]
-    assert said[0].text.startswith("All patches' mean. Most: layer ")
+    assert said[0].text.startswith("All patches' mean. Strongest: layer ")
     buttons = views[0].find_elements("css selector", ".patches button")
     assert len(buttons) == 4
     ActionChains(browser).move_to_element(buttons[2]).perform()
-    assert said[0].text.startswith("From row 2, column 1. Most: layer ")
+    assert said[0].text.startswith("From row 2, column 1. Strongest: layer ")
     assert said[1].text.startswith("From row 2, column 1.")  # the other run follows
     assert said[2].text.startswith("All patches' mean.")  # another image does not
     after = [browser.execute_script(pixels, view) for view in views[:3]]

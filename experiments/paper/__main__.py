@@ -207,7 +207,7 @@ def _tables(comparison):
             label: lambda h, name=name: of_score(h["score_spectrum"][-1].values)[
                 name
             ].mean()
-            for name, (label, _) in OF_SCORE.items()
+            for name, (label, *_) in OF_SCORE.items()
         },
         "effective rank of the score by weights": lambda h: of_score(
             h["weight_spectrum"][-1].values

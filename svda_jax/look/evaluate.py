@@ -84,7 +84,8 @@ def draw_confusion(confusion, names):
     shares = confusion / np.maximum(confusion.sum(-1, keepdims=True), 1)
     picture = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
-        color = "black" if shares[row, column] > 0.5 else "white"
+        # Black would be the page's ink, which is light on a dark page.
+        color = "#1a1a1a" if shares[row, column] > 0.5 else "white"
         if count:
             ax.text(column, row, count, ha="center", va="center", color=color, size=7)
     for axis in (ax.xaxis, ax.yaxis):

@@ -39,7 +39,7 @@ def to_svg(figure, title):
     """The figure as an svg element of an HTML page.
 
     Text is text in the page's font. Black is the page's colour of text, the background
-    is the page's.
+    is the page's, and a page may have colours of its own for the attentions.
 
     Args:
       figure: whose ink is black.
@@ -56,6 +56,8 @@ def to_svg(figure, title):
         r"\s*(<metadata>.*?</metadata>|<style.*?</style>)", "", svg, flags=re.S
     )
     svg = re.sub(r"font-family: [^;\"]*; ", "", svg).replace("#000000", "currentColor")
+    for name, color in COLORS.items():
+        svg = svg.replace(color.lower(), f"var(--{name}, {color.lower()})")
     name = "f" + hashlib.sha256((title + svg).encode()).hexdigest()[:8]
     used = set(re.findall(r'(?:url\(#|href="#)([\w.]+)', svg))
     svg = re.sub(
