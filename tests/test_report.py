@@ -97,7 +97,8 @@ def test_two_runs_stand_side_by_side(both):
     page = both.read_text()
     # Of each run: confusion, heat maps, rollout, worst; five that they share.
     assert page.count("<svg ") == 2 * 4 + 5
-    assert "differ in <code>model.attention</code> (svda, softmax)" in page
+    row = "<code>model.attention</code></th><td>svda</td><td>softmax</td></tr>"
+    assert f'<tr><th scope="row">{row}' in page
     assert "different quantities and are drawn as shares" in page
     assert page.count("McNemar") == 1
 
@@ -215,6 +216,7 @@ def test_verdict_over_seeds():
     assert "3 seeds in pairs: +3.00 ± 6.57 points" in said
     assert "no difference shown" in said
     assert verdict.compare_by_seed(runs[:2]) == []
+    assert verdict.compare_by_seed([*runs, runs[0]]) == []  # which of the two?
     assert verdict.compare_by_seed([run for run in runs if run[0] == "svda"]) == []
 
 

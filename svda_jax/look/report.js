@@ -5,7 +5,7 @@
 const data = JSON.parse(document.getElementById("attention").textContent);
 const toBytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
 const GAP = 4; // pixels, between the maps of two heads
-const LEFT = 48; // for the names of layers
+const LEFT = 54; // for the names of layers
 const TOP = 22; // for those of heads
 const ALL = 0; // the query that stands for all of them
 

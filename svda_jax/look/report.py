@@ -116,8 +116,8 @@ def _describe(workdir):
     last = history.isel(step=-1)
     heads = dict(zip(INDICATORS, last["indicators"].values, strict=True))  # [L, H]
     heads["retained_rank"] = last["retained_rank"].values
-    score = {}  # of a run of an older version, which did not measure it
-    if "score_spectrum" in last:
+    score = {}  # of a run of an older version, or one that has diverged
+    if "score_spectrum" in last and np.isfinite(last["score_spectrum"]).any():
         score = of_score(last["score_spectrum"].values)
     images = samples.look_at_images(workdir, config)
     accuracy, interval = float(last["eval_accuracy"]), None
@@ -233,8 +233,15 @@ def _judge(described):
             },
         )
         for run in described
+        if _setting(run) == _setting(described[0])
     ]
     return verdict.compare_by_seed(by_seed) + sentences
+
+
+def _setting(run):
+    """What a run has in common with those of other seeds and attentions."""
+    other = {*runs.MAY_DIFFER, "model.attention", "seed"} - {"num_epochs"}
+    return {key: value for key, value in run["options"].items() if key not in other}
 
 
 def _same_images(one, other):

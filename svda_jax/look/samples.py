@@ -65,8 +65,14 @@ def look_at_images(workdir, config):
     predicted = probabilities.argmax(-1)
     names = data.class_names
 
-    def say(i):
-        return f"{names[predicted[i]]} ({probabilities[i, predicted[i]]:.0%})"
+    def say(i, length=None):
+        name = names[predicted[i]]
+        name = style.shorten(name, length) if length else name
+        return f"{name} ({probabilities[i, predicted[i]]:.0%})"
+
+    def title(i):
+        """As much as stands over an image without touching the next one's."""
+        return f"true: {style.shorten(names[labels[i]], 16)}\n{say(i, 16)}"
 
     shown = range(min(NUM_SHOWN, len(labels)))
     images, _ = data.get(places[: len(shown)])
@@ -78,9 +84,8 @@ def look_at_images(workdir, config):
     worst = np.argsort(given, kind="stable")[:NUM_WORST]
     mistakes = pictures.gallery(
         data.get(places[worst])[0],
-        [f"true: {names[labels[i]]}\n{say(i)}" for i in worst],
+        [title(i) for i in worst],
     )
-    titles = [f"true: {names[labels[i]]}\n{say(i)}" for i in shown]
     name = workdir.resolve().name
     return Images(
         labels=labels,
@@ -97,7 +102,7 @@ def look_at_images(workdir, config):
         pictures={
             "rollouts": Markup(
                 style.to_svg(
-                    pictures.rollouts(images, rollout, titles),
+                    pictures.rollouts(images, rollout, [title(i) for i in shown]),
                     f"attention rollout, {name}",
                 )
             ),

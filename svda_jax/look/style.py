@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import re
+import warnings
 
 import matplotlib
 import numpy as np
@@ -47,7 +48,10 @@ def to_svg(figure, title):
         it have title and contents in common.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    style = {"svg.fonttype": "none", "svg.hashsalt": title}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # The page's font draws the text, whatever matplotlib's has.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, format="svg", dpi=160, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -89,6 +93,11 @@ def label_axes(ax, title, x, y):
     keep_text([ax.set_title(title, fontsize=9)])
     ax.set_xlabel(x, fontsize=8)
     ax.set_ylabel(y, fontsize=8)
+
+
+def shorten(text, length):
+    """Text of at most so many letters; three dots stand for what is left out."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def keep_text(texts):

@@ -58,9 +58,12 @@ def compare_by_seed(runs):
 
     Returns:
       A sentence a number: mean of the paired differences and its 95 % interval
-      (Student's t). None where fewer than two seeds are shared.
+      (Student's t). None where fewer than two seeds are shared, or an attention has two
+      runs of one seed.
     """
     values = {(attention, seed): numbers for attention, seed, numbers in runs}
+    if len(values) < len(runs):
+        return []
     seeds = {seed for _, seed, _ in runs}
     pairs = [
         (values["svda", seed], values["softmax", seed])
