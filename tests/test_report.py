@@ -1,10 +1,9 @@
 """The report: what it shows, what it refuses, and how a browser takes it."""
 
-import importlib.resources
-import json
 import shutil
 
 import numpy as np
+import pages
 import pytest
 import xarray as xr
 from flax import nnx
@@ -256,17 +255,9 @@ def test_maps_of_each_query_are_its_rows_of_the_weights(workdirs):
 def test_page_in_a_browser(both, browser, output_dir):
     browser.get(both.as_uri())
     assert browser.get_log("browser") == []
-    messages = [
-        json.loads(entry["message"])["message"]
-        for entry in browser.get_log("performance")
-    ]
-    requested = {
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    }
-    assert both.as_uri() in requested
-    assert not [url for url in requested if url.startswith(("http", "ws", "ftp"))]
+    asked, outside = pages.find_requests(browser)
+    assert both.as_uri() in asked
+    assert not outside
     ids = browser.execute_script(
         "return [...document.querySelectorAll('[id]')].map(e => e.id)"
     )
@@ -305,20 +296,7 @@ def test_pointing_at_a_patch_shows_where_it_looks(both, browser, output_dir):
 @pytest.mark.parametrize("width", [1200, 500])
 def test_page_is_accessible(both, browser, output_dir, scheme, width):
     """By axe-core; and a narrow page scrolls down alone."""
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(both.as_uri())
-    axe = importlib.resources.files("axe_core_python").joinpath("axe.min.js")
-    browser.execute_script(axe.read_text())
-    found = browser.execute_async_script(
-        "axe.run().then(found => arguments[0](found.violations.map("
-        "v => [v.id, v.nodes.map(n => n.html.slice(0, 200))])))"
-    )
-    assert found == []
-    overflow = "return document.documentElement.scrollWidth - window.innerWidth"
-    assert browser.execute_script(overflow) <= 0
+    pages.show(browser, both.as_uri(), width=width, scheme=scheme)
+    assert pages.find_violations(browser) == []
+    assert pages.overflow(browser) == 0
     browser.save_screenshot(str(output_dir / f"report_{scheme}_{width}.png"))

@@ -4,6 +4,7 @@ import shutil
 
 import folders
 import numpy as np
+import pages
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -55,13 +56,10 @@ def workdir(keep, make_config, tmp_path_factory):
 def test_page_of_long_names_fits_a_narrow_screen(workdir, browser, output_dir):
     page = write_report(workdir)
     assert "<script>alert(1)" not in page.read_text()
-    size = {"width": 500, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(page.as_uri())
+    pages.show(browser, page.as_uri(), width=500)
     opened = "document.querySelectorAll('details').forEach(d => { d.open = true })"
     browser.execute_script(opened)
-    overflow = "return document.documentElement.scrollWidth - window.innerWidth"
-    assert browser.execute_script(overflow) <= 0
+    assert pages.overflow(browser) == 0
     assert browser.get_log("browser") == []
     said = browser.find_element("css selector", ".queries [aria-live]").text
     assert said.startswith("From the class token. Strongest: layer ")

@@ -43,7 +43,7 @@ OF_SCORE = {
         "spectral_sparsity",
     ),
     "score_retained_rank": (
-        "retained rank of the score",
+        "retained rank of the score (90 % of energy)",
         "Fewest directions that hold 90 % of its energy (sum of squares).",
         "effective_rank",
     ),
