@@ -30,6 +30,7 @@ from machines import OPS
 from ml_collections import config_dict
 from PIL import Image
 from selenium import webdriver
+from toy_runs import Source
 
 from svda_jax.config import recipe
 from svda_jax.data.datasets import open_builder
@@ -217,13 +218,6 @@ def randomize():
         )
 
     return randomize
-
-
-class Source(list):
-    """Examples in memory, read as TFDS's data sources are."""
-
-    def __getitems__(self, keys):
-        return [self[key] for key in keys]
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,8 @@
 """The atlas: what it says of directions, and the page that shows it."""
 
-import json
-
 import jax
 import numpy as np
+import pages
 import pytest
 import xarray as xr
 from flax import nnx
@@ -219,13 +218,24 @@ def test_page_of_many_heads_in_a_browser(large, browser, tmp_path, output_dir):
         "return document.querySelector('#head .whole').getAttribute('aria-label')"
     )
     assert browser.get_log("browser") == []
-    for entry in browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            url = message["params"]["request"]["url"]
-            assert not url.startswith(("http", "ws", "ftp")), url
+    assert not pages.find_requests(browser)[1]
+    opened = "return performance.timing.domComplete - performance.timing.responseEnd"
+    browser.get(path.as_uri())
+    assert browser.execute_script(opened) < 2000  # ms, with the first head drawn
     browser.set_window_size(1100, 1600)
     browser.save_screenshot(str(output_dir / "atlas_12x12.png"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 500])
+def test_page_is_accessible(large, browser, tmp_path, output_dir, scheme, width):
+    """By axe-core; and a narrow page scrolls down alone."""
+    path = tmp_path / "atlas.html"
+    path.write_text(large)
+    pages.show(browser, path.as_uri(), width=width, scheme=scheme)
+    assert pages.find_violations(browser) == []
+    assert pages.overflow(browser) == 0
+    browser.save_screenshot(str(output_dir / f"atlas_{scheme}_{width}.png"))
 
 
 @pytest.mark.usefixtures("two_devices", "no_pictures")

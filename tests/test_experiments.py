@@ -11,7 +11,7 @@ import xarray as xr
 from PIL import Image
 
 from experiments.paper import __main__ as reproduce
-from experiments.paper import comparison, recipe, spectrum
+from experiments.paper import comparison, recipe, redraw, spectrum
 from experiments.paper import figures as paper_figures
 from svda_jax.devices.timing import spread
 from svda_jax.run import runs
@@ -61,7 +61,7 @@ def cells(page, name):
 
 
 def test_comparison_from_command_to_table(
-    tmp_path, arguments, copied, no_report_pictures
+    tmp_path, arguments, copied, no_report_pictures, monkeypatch
 ):
     run("--config=configs/digits.py", *arguments("--seeds=2", "--controls"))
     out = tmp_path / "out" / "digits"
@@ -107,6 +107,33 @@ def test_comparison_from_command_to_table(
             assert min(image.size) > 400
         assert ET.parse(out / f"{name}.svg").getroot().tag.endswith("svg")
 
+    # Drawn anew from what lies there it is the same, trained and measured is nothing.
+    def contents():
+        names = (p for p in out.iterdir() if p.name != "figure_2_time.svg")  # rounded
+        return {p.name: p.read_bytes() for p in names if p.suffix != ".png"}
+
+    before = contents()
+    for path in [*out.glob("figure_*"), out / "report.html"]:
+        path.unlink()
+    monkeypatch.delattr(comparison, "train_and_evaluate")
+    monkeypatch.delattr(reproduce, "measure_overhead")
+    folders = arguments()[:2]
+    run("--redraw", *folders)
+    assert contents() == before
+    overhead = redraw.read(out, tmp_path / "runs").overhead
+    assert f"| time of a step over softmax's | 1 | {overhead} |" in page
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    (out / "figure_1_accuracy.svg").unlink()
+    run("--redraw", "--config=configs/digits.py", *folders)
+    assert contents() == before
+
+
+def test_nothing_to_draw_is_said(tmp_path):
+    with pytest.raises(SystemExit, match="has no results to draw"):
+        run("--redraw", f"--out={tmp_path}")
+    with pytest.raises(SystemExit, match="digits has no results to draw"):
+        run("--redraw", "--config=configs/digits.py", f"--out={tmp_path}")
+
 
 @pytest.fixture
 def quick_results(monkeypatch):
@@ -117,7 +144,7 @@ def quick_results(monkeypatch):
             path.with_suffix(ending).touch()
 
     monkeypatch.setattr(paper_figures, "save", save)
-    monkeypatch.setattr(reproduce, "write_report", lambda *args, **options: None)
+    monkeypatch.setattr(redraw, "write_report", lambda *args, **options: None)
     monkeypatch.setattr(reproduce, "measure_overhead", lambda *args: spread([1.0]))
 
 

@@ -1,10 +1,9 @@
 """The report: what it shows, what it refuses, and how a browser takes it."""
 
-import importlib.resources
-import json
 import shutil
 
 import numpy as np
+import pages
 import pytest
 import xarray as xr
 from flax import nnx
@@ -59,11 +58,15 @@ def test_report_says_what_the_history_says(workdirs, capsys):
     assert f"{100 * float(last['eval_accuracy']):.2f} %" in page
     for name in last["indicator"].values:
         values = last["indicators"].sel(indicator=name)
-        assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
+        decimals = 2 if name == "effective_rank" else 3
+        mean, spread = (f"{float(f()):.{decimals}f}" for f in (values.mean, values.std))
+        assert f"{mean} &plusmn; {spread}" in page
     assert "of 77 images are classified wrongly" in page
     for name in ("score_entropy", "score_rank", "score_sparsity", "score_strength"):
         values = last[name]
-        assert f"{float(values.mean()):.3f} &plusmn; {float(values.std()):.3f}" in page
+        decimals = 2 if name == "score_rank" else 3
+        mean, spread = (f"{float(f()):.{decimals}f}" for f in (values.mean, values.std))
+        assert f"{mean} &plusmn; {spread}" in page
     confusion = last["confusion"].values
     for name, counts, right in zip(
         last["true"].values, confusion, confusion.diagonal(), strict=True
@@ -93,7 +96,8 @@ def test_two_runs_stand_side_by_side(both):
     page = both.read_text()
     # Of each run: confusion, heat maps, rollout, worst; five that they share.
     assert page.count("<svg ") == 2 * 4 + 5
-    assert "differ in <code>model.attention</code> (svda and softmax)" in page
+    row = "<code>model.attention</code></th><td>svda</td><td>softmax</td></tr>"
+    assert f'<tr><th scope="row">{row}' in page
     assert "different quantities and are drawn as shares" in page
     assert page.count("McNemar") == 1
 
@@ -211,6 +215,7 @@ def test_verdict_over_seeds():
     assert "3 seeds in pairs: +3.00 ± 6.57 points" in said
     assert "no difference shown" in said
     assert verdict.compare_by_seed(runs[:2]) == []
+    assert verdict.compare_by_seed([*runs, runs[0]]) == []  # which of the two?
     assert verdict.compare_by_seed([run for run in runs if run[0] == "svda"]) == []
 
 
@@ -250,17 +255,9 @@ def test_maps_of_each_query_are_its_rows_of_the_weights(workdirs):
 def test_page_in_a_browser(both, browser, output_dir):
     browser.get(both.as_uri())
     assert browser.get_log("browser") == []
-    messages = [
-        json.loads(entry["message"])["message"]
-        for entry in browser.get_log("performance")
-    ]
-    requested = {
-        message["params"]["request"]["url"]
-        for message in messages
-        if message["method"] == "Network.requestWillBeSent"
-    }
-    assert both.as_uri() in requested
-    assert not [url for url in requested if url.startswith(("http", "ws", "ftp"))]
+    asked, outside = pages.find_requests(browser)
+    assert both.as_uri() in asked
+    assert not outside
     ids = browser.execute_script(
         "return [...document.querySelectorAll('[id]')].map(e => e.id)"
     )
@@ -275,11 +272,11 @@ def test_pointing_at_a_patch_shows_where_it_looks(both, browser, output_dir):
     said = [view.find_element("css selector", "[aria-live]") for view in views]
     pixels = "return arguments[0].querySelector('canvas').toDataURL()"
     before = [browser.execute_script(pixels, view) for view in views[:3]]
-    assert said[0].text.startswith("All patches' mean. Most: layer ")
+    assert said[0].text.startswith("All patches' mean. Strongest: layer ")
     buttons = views[0].find_elements("css selector", ".patches button")
     assert len(buttons) == 4
     ActionChains(browser).move_to_element(buttons[2]).perform()
-    assert said[0].text.startswith("From row 2, column 1. Most: layer ")
+    assert said[0].text.startswith("From row 2, column 1. Strongest: layer ")
     assert said[1].text.startswith("From row 2, column 1.")  # the other run follows
     assert said[2].text.startswith("All patches' mean.")  # another image does not
     after = [browser.execute_script(pixels, view) for view in views[:3]]
@@ -299,20 +296,7 @@ def test_pointing_at_a_patch_shows_where_it_looks(both, browser, output_dir):
 @pytest.mark.parametrize("width", [1200, 500])
 def test_page_is_accessible(both, browser, output_dir, scheme, width):
     """By axe-core; and a narrow page scrolls down alone."""
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
-    )
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(both.as_uri())
-    axe = importlib.resources.files("axe_core_python").joinpath("axe.min.js")
-    browser.execute_script(axe.read_text())
-    found = browser.execute_async_script(
-        "axe.run().then(found => arguments[0](found.violations.map("
-        "v => [v.id, v.nodes.map(n => n.html.slice(0, 200))])))"
-    )
-    assert found == []
-    overflow = "return document.documentElement.scrollWidth - window.innerWidth"
-    assert browser.execute_script(overflow) <= 0
+    pages.show(browser, both.as_uri(), width=width, scheme=scheme)
+    assert pages.find_violations(browser) == []
+    assert pages.overflow(browser) == 0
     browser.save_screenshot(str(output_dir / f"report_{scheme}_{width}.png"))

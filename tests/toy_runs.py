@@ -9,6 +9,13 @@ from svda_jax.models.vit import ViT
 from svda_jax.run import runs
 
 
+class Source(list):
+    """Examples in memory, read as TFDS's data sources are."""
+
+    def __getitems__(self, keys):
+        return [self[key] for key in keys]
+
+
 def make_toy_run(config, options, *, evaluated=5):
     """A `Run` at step 5.
 

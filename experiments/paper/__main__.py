@@ -6,6 +6,8 @@ Several --config compare on several data sets and draw them into shared figures 
 options of the config follow as for svda_jax.main and hold for all of them. --controls
 also trains what tells the parts of SVDA from each other. --rehearse trains nothing in
 earnest: it estimates what the comparison would take and runs all of it in small.
+--redraw trains nothing either: it draws figures, reports and atlases of results that
+are there (`redraw`), all or those of --config.
 
 Runs lie under --runs, by default runs/; those that are finished are not trained again,
 those that were stopped go on. The results go to <config>/ under --out, by default
@@ -17,7 +19,6 @@ import pathlib
 import shutil
 import sys
 
-import jax
 import numpy as np
 from flax import nnx
 
@@ -38,13 +39,11 @@ from experiments.paper.comparison import (
     train,
     writing,
 )
+from experiments.paper.redraw import draw, redraw
 from svda_jax import UserError
 from svda_jax.config import vit_config
-from svda_jax.data import datasets
-from svda_jax.devices import parallel
 from svda_jax.devices.memory import keep_memory
-from svda_jax.look.maps import attention_maps
-from svda_jax.look.report import OF_SCORE, write_report
+from svda_jax.look.report import OF_SCORE
 from svda_jax.models.indicators import INDICATORS, of_images, of_score, of_spectrum
 from svda_jax.models.vit import ViT, count_parameters
 from svda_jax.run import runs
@@ -62,7 +61,6 @@ CONTROL_NAMES = {
     "svda-ones": "sigma starts at 1 (`model.spectrum_init=ones`)",
     "svda-penalty": "orthonormality penalty on (`orthonormality_weight=0.1`)",
 }
-NUM_PICTURED = 3
 
 
 def main(argv):
@@ -73,12 +71,16 @@ def main(argv):
     )
     parser.add_argument("--controls", action="store_true", help="train these as well")
     parser.add_argument("--rehearse", action="store_true", help="in small, to see")
+    parser.add_argument("--redraw", action="store_true", help="results that are there")
     if failed := run_command(parser, argv, reproduce):
         sys.exit(f"error: {failed} runs failed; the results say which")
 
 
 def reproduce(args, rest, command):
     """All that the command line asks for; the number of runs that failed."""
+    if args.redraw:
+        names = [pathlib.Path(path).stem for path in args.config]
+        return redraw(pathlib.Path(args.out), args.runs, names)
     if not args.config:
         raise UserError("which config? For a start: --config=configs/digits.py")
     if args.rehearse:
@@ -123,33 +125,9 @@ def write_results(comparison, out, command):
         comparison.copy_histories(out)
         first = comparison.workdirs["svda"][0]
         shutil.copyfile(runs.config_path(first), out / "config.json")
-        paper_figures.draw([comparison], out)
-        if comparison.histories["svda"][0] is not None:
-            paper_figures.save(_attention(first), out / "figure_attention")
-        finished = [
-            comparison.workdirs[variant][0]
-            for variant in ("svda", "softmax")
-            if comparison.histories[variant][0] is not None
-        ]
-        if finished:
-            write_report(finished[0], compare=finished[1:], out=out / "report.html")
+        draw(comparison, out)
         page = "\n".join([*_head(comparison, command), "", *_tables(comparison)])
         (out / "README.md").write_text(page + "\n")
-
-
-def _attention(workdir):
-    """The picture of a run's attention over the first images of its evaluation."""
-    run = runs.load(workdir)
-    mesh = parallel.create_mesh(jax.local_devices()[:1])
-    data = datasets.load(run.config.dataset, "eval", batch_size=NUM_PICTURED, mesh=mesh)
-    images, labels = data.get(range(NUM_PICTURED))
-    _, traces = run.model(images)
-    return paper_figures.attention(
-        images,
-        np.asarray(attention_maps(traces, run.model.config)),
-        np.stack([block.attention.spectrum for block in run.model.blocks]),
-        [data.class_names[label] for label in labels],
-    )
 
 
 def _head(comparison, command):
@@ -204,7 +182,7 @@ def _tables(comparison):
             label: lambda h, name=name: of_score(h["score_spectrum"][-1].values)[
                 name
             ].mean()
-            for name, (label, _) in OF_SCORE.items()
+            for name, (label, *_) in OF_SCORE.items()
         },
         "effective rank of the score by weights": lambda h: of_score(
             h["weight_spectrum"][-1].values

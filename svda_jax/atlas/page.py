@@ -19,6 +19,7 @@ from svda_jax import UserError, command_line, local_path, place
 from svda_jax.atlas.measure import measure_atlas
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
+from svda_jax.look.style import COLORS
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import quiet_orbax
 
@@ -92,6 +93,7 @@ def draw(name, run, data, atlas):
     return environment.get_template("atlas.html").render(
         name=name,
         config=run.config,
+        color=COLORS[run.config.model.attention],
         accuracy=float(run.history["eval_accuracy"][-1]),
         num_images=atlas.attrs["num_images"],
         # No text of the data can end the script or begin a tag.

@@ -19,6 +19,7 @@ from svda_jax import UserError, command_line, local_path
 from svda_jax.data import datasets
 from svda_jax.data.image_folder import describe_left_out, find_classes, name_classes
 from svda_jax.devices import parallel
+from svda_jax.look.style import shorten
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import quiet_orbax
 from svda_jax.run.console import align, to_json
@@ -79,19 +80,22 @@ def by_class(confusion, names):
 
 def draw_confusion(confusion, names):
     """The confusion matrix `[C, C]`: a row a true class, numbers in its cells."""
-    side = 2 + 0.4 * len(names)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    names = [shorten(name, 24) for name in names]
+    longest = max(map(len, names))
+    side = 1.2 + 0.4 * len(names) + 0.08 * longest  # inches
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     ax = figure.subplots()
     shares = confusion / np.maximum(confusion.sum(-1, keepdims=True), 1)
     picture = ax.imshow(shares, cmap="cividis", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(confusion):
-        color = "black" if shares[row, column] > 0.5 else "white"
+        # Black would be the page's ink, which is light on a dark page.
+        color = "#1a1a1a" if shares[row, column] > 0.5 else "white"
         if count:
             ax.text(column, row, count, ha="center", va="center", color=color, size=7)
     for axis in (ax.xaxis, ax.yaxis):
         for text in axis.set_ticks(range(len(names)), names, fontsize=8):
             text.label1.set_parse_math(False)
-    ax.tick_params(axis="x", rotation=90)
+    ax.tick_params(axis="x", rotation=90 if longest > 3 else 0)
     ax.set(xlabel="predicted", ylabel="true")
     figure.colorbar(picture, ax=ax, shrink=0.8).set_label("fraction of the true class")
     return figure

@@ -220,7 +220,8 @@ def _progress(runs):
     """
     epochs = [np.asarray(run.history["epoch"]) for run in runs]
     lengths = [
-        run.num_epochs or at[-1] or 1 for run, at in zip(runs, epochs, strict=True)
+        max(run.num_epochs or 0, at[-1]) or 1  # the last step may end behind an epoch
+        for run, at in zip(runs, epochs, strict=True)
     ]
     if max(lengths) - min(lengths) < 0.5:
         return epochs, "epoch"
@@ -276,11 +277,12 @@ def _heat_map(ax, values, name, num_directions):
         return
     style = {"ha": "center", "va": "center", "fontsize": min(8, width / 2.7)}
     for (layer, head), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            bright = value - low > 0.5 * (high - low)
-            text = f"{value:.{1 if high >= 10 else 2}f}"
-            color = "#1a1a1a" if bright else "white"  # on every page the same
-            ax.text(1 + head, 1 + layer, text, color=color, **style)
+        bright = value - low > 0.5 * (high - low)
+        text = f"{value:.{1 if high >= 10 else 2}f}"
+        color = "#1a1a1a" if bright else "white"  # on every page the same
+        if not np.isfinite(value):
+            color = "black"  # the page's, on its empty cell
+        ax.text(1 + head, 1 + layer, text, color=color, **style)
 
 
 def _width(ax):

@@ -4,9 +4,9 @@
 
 const data = JSON.parse(document.getElementById("attention").textContent);
 const toBytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-const TILE = 48; // pixels of a head's map
-const STEP = TILE + 4;
-const MARGIN = 22; // for the numbers of layers and heads
+const GAP = 4; // pixels, between the maps of two heads
+const LEFT = 54; // for the names of layers
+const TOP = 22; // for those of heads
 const ALL = 0; // the query that stands for all of them
 
 const bytes = toBytes(data.palette);
@@ -24,8 +24,15 @@ async function decode(uri) {
 
 function createView(place, pictures) {
   const maps = data.maps[place.dataset.maps];
+  // As large as lets two runs stand beside each other, where the page is wide.
+  const all = place.parentElement;
+  const width = all.clientWidth;
+  const columns = Math.min(all.children.length, 2);
+  const room = width > 900 ? width / columns - 240 : width;
+  const tile = Math.floor((room - LEFT) / maps.heads) - GAP;
   return {
     ...maps,
+    tile: Math.min(Math.max(tile, 48), 96),
     levels: toBytes(maps.levels),
     image: place.dataset.image,
     picture: pictures[place.dataset.image],
@@ -75,28 +82,35 @@ function choose(from, query, keep = false) {
 
 // Draws the maps of all heads for a query, and says which attends most.
 function show(view, query) {
-  const { layers, heads, grid, levels, canvas } = view;
+  const { layers, heads, grid, levels, canvas, tile } = view;
   const scale = window.devicePixelRatio;
-  canvas.width = scale * (MARGIN + heads * STEP);
-  canvas.height = scale * (MARGIN + layers * STEP);
-  canvas.style.width = `${MARGIN + heads * STEP}px`;
+  const step = tile + GAP;
+  const width = LEFT + heads * step;
+  canvas.width = scale * width;
+  canvas.height = scale * (TOP + layers * step);
+  canvas.style.width = `${width}px`;
   const context = canvas.getContext("2d");
   context.scale(scale, scale);
-  context.imageSmoothingEnabled = view.picture.width > TILE;
+  context.imageSmoothingEnabled = view.picture.width > tile;
   context.fillStyle = getComputedStyle(canvas).color;
   context.font = "11px system-ui, sans-serif";
   context.textAlign = "center";
   context.textBaseline = "middle";
-  const middle = (i) => MARGIN + i * STEP + TILE / 2;
-  for (let i = 0; i < layers; i++) context.fillText(1 + i, MARGIN / 2, middle(i));
-  for (let i = 0; i < heads; i++) context.fillText(1 + i, middle(i), MARGIN / 2);
+  const middle = (i) => i * step + tile / 2;
+  for (let i = 0; i < heads; i++) {
+    context.fillText(`head ${1 + i}`, LEFT + middle(i), TOP / 2);
+  }
+  context.textAlign = "right";
+  for (let i = 0; i < layers; i++) {
+    context.fillText(`layer ${1 + i}`, LEFT - 6, TOP + middle(i));
+  }
   const most = { level: -1 };
   const size = grid * grid;
   for (let layer = 0; layer < layers; layer++) {
     for (let head = 0; head < heads; head++) {
       const start = ((layer * heads + head) * (1 + size) + query) * size;
       const map = levels.subarray(start, start + size);
-      drawTile(context, view, map, MARGIN + head * STEP, MARGIN + layer * STEP);
+      drawTile(context, view, map, LEFT + head * step, TOP + layer * step);
       const patch = map.indexOf(Math.max(...map));
       if (map[patch] > most.level) {
         Object.assign(most, { level: map[patch], layer, head, patch });
@@ -110,25 +124,25 @@ function show(view, query) {
   const times = 2 ** (data.octaves * ((2 * most.level) / 255 - 1));
   const high = most.level < 255 ? times.toFixed(1) : `${times} or more`;
   view.said.textContent =
-    `${query === ALL ? view.all : `From ${place(view, query - 1)}`}. Most: layer ` +
-    `${1 + most.layer}, head ${1 + most.head}, to ${place(view, most.patch)}, ${high} ` +
+    `${query === ALL ? view.all : `From ${place(view, query - 1)}`}. Strongest: layer ` +
+    `${1 + most.layer}, head ${1 + most.head}, at ${place(view, most.patch)}, ${high} ` +
     "times uniform.";
 }
 
 // The image in grey, in its lighter half, times the colour of attention.
 function drawTile(context, view, map, left, top) {
-  const { grid } = view;
-  const edge = (i) => Math.round((i * TILE) / grid);
+  const { grid, tile } = view;
+  const edge = (i) => Math.round((i * tile) / grid);
   context.save();
   context.translate(left, top);
   context.fillStyle = "white";
-  context.fillRect(0, 0, TILE, TILE);
+  context.fillRect(0, 0, tile, tile);
   context.globalAlpha = 0.5;
-  context.drawImage(view.picture, 0, 0, TILE, TILE);
+  context.drawImage(view.picture, 0, 0, tile, tile);
   context.globalAlpha = 1;
   context.globalCompositeOperation = "saturation";
   context.fillStyle = "grey";
-  context.fillRect(0, 0, TILE, TILE);
+  context.fillRect(0, 0, tile, tile);
   context.globalCompositeOperation = "multiply";
   map.forEach((level, patch) => {
     const [x, y] = [patch % grid, Math.floor(patch / grid)];

@@ -23,28 +23,42 @@ from svda_jax.models.indicators import INDICATORS, of_score
 from svda_jax.run import runs
 from svda_jax.run.mirror import reading
 
-# What the page says of `of_score`'s values.
+# The rows of the page's table: name, label, meaning, and the indicator whose range and
+# unit they have.
 OF_SCORE = {
     "score_entropy": (
         "spectral entropy of the score",
         "How evenly the score's own spectrum is spread, in nats: one ruler for both "
         "attentions, as are the next four.",
+        "spectral_entropy",
     ),
     "score_rank": (
         "effective rank of the score",
         "Directions that queries and keys tell apart over the evaluation split.",
+        "effective_rank",
     ),
-    "score_sparsity": ("spectral sparsity of the score", "How few of them hold it."),
+    "score_sparsity": (
+        "spectral sparsity of the score",
+        "How few of them hold it.",
+        "spectral_sparsity",
+    ),
     "score_retained_rank": (
         "retained rank of the score (90 % of energy)",
         "Fewest directions that hold 90 % of its energy (sum of squares).",
+        "effective_rank",
     ),
     "score_strength": (
         "strength of the score (logits)",
         "How far a score is from the mean of its row, root mean square over queries "
         "and keys drawn independently.",
+        None,
     ),
 }
+_RETAINED = (
+    "retained rank",
+    "Fewest directions that hold 90 % of a head's energy (sum of squares).",
+    "effective_rank",
+)
 
 
 def write_report(workdir, *, compare=(), out=None):
@@ -81,8 +95,7 @@ def write_report(workdir, *, compare=(), out=None):
         runs=described,
         verdict=_judge(described),
         figures=_draw(described),
-        indicators=INDICATORS,
-        of_score=OF_SCORE,
+        table=_rows(described),
         differing=_differing(described),
         **samples.to_page(described),
     )
@@ -102,9 +115,14 @@ def _describe(workdir):
     history = runs.read_history(workdir)
     last = history.isel(step=-1)
     heads = dict(zip(INDICATORS, last["indicators"].values, strict=True))  # [L, H]
-    score = {}  # of a run of an older version, which did not measure it
-    if "score_spectrum" in last:
+    heads["retained_rank"] = last["retained_rank"].values
+    score = {}  # of a run of an older version, or one that has diverged
+    if "score_spectrum" in last and np.isfinite(last["score_spectrum"]).any():
         score = of_score(last["score_spectrum"].values)
+    images = samples.look_at_images(workdir, config)
+    accuracy, interval = float(last["eval_accuracy"]), None
+    if not isinstance(images, str):
+        accuracy, interval = images.right.mean(), verdict.interval(images.right)
     return {
         "name": workdir.resolve().name,
         "config": config,
@@ -116,18 +134,45 @@ def _describe(workdir):
         },
         "epoch": float(last["epoch"]),
         "directions": last.sizes["direction"],
-        "table": {name: _spread(one) for name, one in heads.items()},
-        "retained": float(last["retained_rank"].mean()),
+        "table": {name: _spread(one) for name, one in (heads | score).items()},
         "score": {name: _spread(one) for name, one in score.items()},
+        "accuracy": accuracy,
+        "interval": interval,
         "speed": _speed(history),
         "classes": _describe_classes(history),
         "pruned": _describe_pruning(workdir),
-        "images": samples.look_at_images(workdir, config),
+        "images": images,
     }
 
 
 def _spread(values):
     return values.mean(), values.std(), values.min(), values.max()
+
+
+def _rows(described):
+    """The rows of the table of indicators, which all runs share."""
+    own = {name: (i.label, i.meaning, name) for name, i in INDICATORS.items()}
+    own |= {"retained_rank": _RETAINED}
+    if any(run["score"] for run in described):
+        own |= OF_SCORE
+    for name, (label, meaning, like) in own.items():
+        said = "0 and more"
+        if like:
+            low, high = INDICATORS[like].range
+            ranges = [f"{low(k):.3g} to {high(k):.3g}" for k in _sizes(described)]
+            said = "; ".join(dict.fromkeys(ranges))
+        decimals = 2 if like == "effective_rank" else 3
+        yield {
+            "name": name,
+            "label": label,
+            "meaning": meaning,
+            "range": said,
+            "decimals": decimals,
+        }
+
+
+def _sizes(described):
+    return [run["directions"] for run in described]
 
 
 def _describe_classes(history):
@@ -170,16 +215,10 @@ def _describe_pruning(workdir):
 def _judge(described):
     """The verdict, a list of sentences."""
     looked = [run for run in described if not isinstance(run["images"], str)]
-    sentences = [
-        verdict.accuracy_of(
-            run["name"], int(run["images"].right.sum()), len(run["images"].right)
-        )
-        for run in looked
-    ]
+    sentences = []
     first, *others = looked or [None]
     for run in others:
-        # The same split of the same data: images stand in one order.
-        if _dataset(run) == _dataset(first):
+        if _same_images(first, run):
             one, other = ((r["name"], r["images"].right) for r in (first, run))
             sentences.append(verdict.compare_on_images(one, other))
     by_seed = [
@@ -194,13 +233,23 @@ def _judge(described):
             },
         )
         for run in described
+        if _setting(run) == _setting(described[0])
     ]
-    return sentences + verdict.compare_by_seed(by_seed)
+    return verdict.compare_by_seed(by_seed) + sentences
 
 
-def _dataset(run):
+def _setting(run):
+    """What a run has in common with those of other seeds and attentions."""
+    other = {*runs.MAY_DIFFER, "model.attention", "seed"} - {"num_epochs"}
+    return {key: value for key, value in run["options"].items() if key not in other}
+
+
+def _same_images(one, other):
+    """Whether two runs were evaluated on the same images, in one order."""
     names = ("name", "eval_split", "holdout", "train_split", "class_list")
-    return [run["config"].dataset[name] for name in names]
+    return np.array_equal(one["images"].labels, other["images"].labels) and all(
+        one["config"].dataset[name] == other["config"].dataset[name] for name in names
+    )
 
 
 def _draw(described):

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import io
+import itertools
 from typing import Any
 
 import jax
@@ -34,11 +35,13 @@ class Images:
     """What a model says of the evaluation split.
 
     Attributes:
-      right: `[n]` bool, whether each image is classified rightly.
+      labels: `[n]` of its images.
+      right: `[n]` bool, whether each is classified rightly.
       shown: the first images: "uri", "maps" for the page's script, "true", "predicted".
       pictures: the figures of the page, by name.
     """
 
+    labels: np.ndarray
     right: np.ndarray
     shown: list[dict[str, Any]]
     pictures: dict[str, Markup]
@@ -62,8 +65,14 @@ def look_at_images(workdir, config):
     predicted = probabilities.argmax(-1)
     names = data.class_names
 
-    def say(i):
-        return f"{names[predicted[i]]} ({probabilities[i, predicted[i]]:.0%})"
+    def say(i, length=None):
+        name = names[predicted[i]]
+        name = style.shorten(name, length) if length else name
+        return f"{name} ({probabilities[i, predicted[i]]:.0%})"
+
+    def title(i):
+        """As much as stands over an image without touching the next one's."""
+        return f"true: {style.shorten(names[labels[i]], 16)}\n{say(i, 16)}"
 
     shown = range(min(NUM_SHOWN, len(labels)))
     images, _ = data.get(places[: len(shown)])
@@ -75,11 +84,11 @@ def look_at_images(workdir, config):
     worst = np.argsort(given, kind="stable")[:NUM_WORST]
     mistakes = pictures.gallery(
         data.get(places[worst])[0],
-        [f"true: {names[labels[i]]}\n{say(i)}" for i in worst],
+        [title(i) for i in worst],
     )
-    titles = [f"true: {names[labels[i]]}\n{say(i)}" for i in shown]
     name = workdir.resolve().name
     return Images(
+        labels=labels,
         right=predicted == labels,
         shown=[
             {
@@ -93,7 +102,7 @@ def look_at_images(workdir, config):
         pictures={
             "rollouts": Markup(
                 style.to_svg(
-                    pictures.rollouts(images, rollout, titles),
+                    pictures.rollouts(images, rollout, [title(i) for i in shown]),
                     f"attention rollout, {name}",
                 )
             ),
@@ -114,10 +123,15 @@ def to_page(described):
             view = {"image": images.index(shown["uri"]), "maps": len(maps)}
             views.append({"run": run["name"], "number": number, **shown, **view})
             maps.append(shown["maps"])
-    views.sort(key=lambda view: (view["number"], view["image"]))
+
+    def key(view):
+        return view["number"], view["image"], view["true"]
+
+    views = itertools.groupby(sorted(views, key=key), key)
     palette = pictures.colors()
     return {
-        "views": views,
+        # Number and class of an image, and the runs that it is shown of.
+        "views": [(number, label, list(shown)) for (number, _, label), shown in views],
         "data": {
             "images": images,
             "maps": maps,

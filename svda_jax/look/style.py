@@ -7,6 +7,7 @@ import hashlib
 import html
 import io
 import re
+import warnings
 
 import matplotlib
 import numpy as np
@@ -39,7 +40,7 @@ def to_svg(figure, title):
     """The figure as an svg element of an HTML page.
 
     Text is text in the page's font. Black is the page's colour of text, the background
-    is the page's.
+    is the page's, and a page may have colours of its own for the attentions.
 
     Args:
       figure: whose ink is black.
@@ -47,7 +48,10 @@ def to_svg(figure, title):
         it have title and contents in common.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    style = {"svg.fonttype": "none", "svg.hashsalt": title}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # The page's font draws the text, whatever matplotlib's has.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, format="svg", dpi=160, transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -56,6 +60,8 @@ def to_svg(figure, title):
         r"\s*(<metadata>.*?</metadata>|<style.*?</style>)", "", svg, flags=re.S
     )
     svg = re.sub(r"font-family: [^;\"]*; ", "", svg).replace("#000000", "currentColor")
+    for name, color in COLORS.items():
+        svg = svg.replace(color.lower(), f"var(--{name}, {color.lower()})")
     name = "f" + hashlib.sha256((title + svg).encode()).hexdigest()[:8]
     used = set(re.findall(r'(?:url\(#|href="#)([\w.]+)', svg))
     svg = re.sub(
@@ -87,6 +93,11 @@ def label_axes(ax, title, x, y):
     keep_text([ax.set_title(title, fontsize=9)])
     ax.set_xlabel(x, fontsize=8)
     ax.set_ylabel(y, fontsize=8)
+
+
+def shorten(text, length):
+    """Text of at most so many letters; three dots stand for what is left out."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def keep_text(texts):

@@ -4,16 +4,17 @@ import numpy as np
 import scipy.stats
 
 
-def accuracy_of(name, num_right, num_images):
-    """A run's accuracy with its 95 % interval over images (Wilson's score interval)."""
-    low, high = scipy.stats.binomtest(num_right, num_images).proportion_ci(
-        method="wilson"
-    )
-    return (
-        f"{name} classifies {100 * num_right / num_images:.2f} % of {num_images:,} "
-        f"evaluation images rightly; on other images of the same kind {100 * low:.2f} "
-        f"to {100 * high:.2f} % would be expected (95 % interval over images)."
-    )
+def interval(right):
+    """The 95 % interval of a run's accuracy over images, in %.
+
+    Args:
+      right: `[n]` bool, whether each image is classified rightly.
+
+    Source: Wilson 1927.
+    """
+    found = scipy.stats.binomtest(int(right.sum()), len(right))
+    low, high = found.proportion_ci(method="wilson")
+    return 100 * low, 100 * high
 
 
 def compare_on_images(first, second):
@@ -57,9 +58,12 @@ def compare_by_seed(runs):
 
     Returns:
       A sentence a number: mean of the paired differences and its 95 % interval
-      (Student's t). None where fewer than two seeds are shared.
+      (Student's t). None where fewer than two seeds are shared, or an attention has two
+      runs of one seed.
     """
     values = {(attention, seed): numbers for attention, seed, numbers in runs}
+    if len(values) < len(runs):
+        return []
     seeds = {seed for _, seed, _ in runs}
     pairs = [
         (values["svda", seed], values["softmax", seed])

@@ -34,7 +34,7 @@ from svda_jax.run.predict import predict_images, read_images
 
 # What a run may go on with another value of: its length, where data lies, how it is
 # read, what is written and shown, what memory it takes. The rest says what the run is.
-_MAY_DIFFER = (
+MAY_DIFFER = (
     "compile_cache",
     "eval_every_epochs",
     "fsdp",
@@ -231,7 +231,7 @@ def check_workdir(config, workdir):
     refused = [
         f"{key}={old}, not {new}"
         for key, (old, new) in differ.items()
-        if key not in _MAY_DIFFER
+        if key not in MAY_DIFFER
     ]
     if refused:
         raise UserError(
