@@ -1,5 +1,6 @@
 """The report: what it shows, what it refuses, and how a browser takes it."""
 
+import base64
 import shutil
 
 import numpy as np
@@ -300,3 +301,15 @@ def test_page_is_accessible(both, browser, output_dir, scheme, width):
     assert pages.find_violations(browser) == []
     assert pages.overflow(browser) == 0
     browser.save_screenshot(str(output_dir / f"report_{scheme}_{width}.png"))
+
+
+def test_paper_shows_all_that_the_screen_does(both, browser, output_dir):
+    """Nothing is wider than a page, where nobody can scroll."""
+    pages.show(browser, both.as_uri(), width=700)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    wide = (
+        "return [...document.querySelectorAll('.scroll')].filter("
+        "e => e.scrollWidth > e.clientWidth).map(e => e.ariaLabel)"
+    )
+    assert browser.execute_script(wide) == []
+    (output_dir / "report.pdf").write_bytes(base64.b64decode(browser.print_page()))
