@@ -273,8 +273,8 @@ def test_missing_data_set_without_network_fails_at_once(tmp_path, monkeypatch):
     start = time.monotonic()
     with pytest.raises(
         UserError,
-        match="no network to get it; import its files with python -m svda_jax prepare "
-        r"fashion_mnist --from DIR$",
+        match="no network to get it; python -m svda_jax prepare fashion_mnist --from "
+        r"DIR imports its files$",
     ):
         datasets.open_builder("fashion_mnist", str(tmp_path))
     assert time.monotonic() - start < 30  # TFDS alone retries for minutes
