@@ -272,7 +272,9 @@ def test_missing_data_set_without_network_fails_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(FashionMnist, "URL", "http://127.0.0.1:1/")  # nobody listens
     start = time.monotonic()
     with pytest.raises(
-        UserError, match=r"no network.*prepare fashion_mnist --from DIR"
+        UserError,
+        match="no network to get it; import its files with python -m svda_jax prepare "
+        r"fashion_mnist --from DIR$",
     ):
         datasets.open_builder("fashion_mnist", str(tmp_path))
     assert time.monotonic() - start < 30  # TFDS alone retries for minutes

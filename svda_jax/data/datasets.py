@@ -186,7 +186,6 @@ def _check_obtainable(builder, missing):
         url = getattr(builder, "URL", None) or next(iter(builder.url_infos or ()), "")
         if not _is_reachable(url or "https://storage.googleapis.com"):
             remedy = (
-                "import its files with "
                 f"import its files with python -m svda_jax prepare {builder.name} "
                 "--from DIR"
                 if ours
