@@ -165,3 +165,30 @@ def test_wandb_offline_goes_on_in_the_same_run(tmp_path, make_config, monkeypatc
     assert b"indicators/effective_rank/layer_2" in b"".join(
         file.read_bytes() for file in files
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_an_mlflow_that_cannot_be_reached_is_one_line(
+    tmp_path, make_config, monkeypatch, capfd, caplog
+):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")  # nobody listens
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    (line,) = send(tmp_path, make_config(tracker="mlflow"), 1)
+    assert "Retrying" not in caplog.text + capfd.readouterr().err
+    assert line.startswith("tracker=mlflow is left out from here on: MlflowException")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_a_wandb_that_nobody_is_logged_in_to_is_one_line(
+    tmp_path, make_config, monkeypatch, capfd
+):
+    pytest.importorskip("wandb").teardown()  # what it knows of the environment
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    (line,) = send(tmp_path, make_config(tracker="wandb"), 1)
+    assert capfd.readouterr() == ("", "")
+    assert "nobody is logged in: `wandb login` does it" in line

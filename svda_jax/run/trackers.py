@@ -5,6 +5,7 @@ What these do, or fail to do, is no part of training: all of it happens in a thr
 
 import importlib.util
 import json
+import logging
 import os
 import queue
 import secrets
@@ -125,7 +126,9 @@ class _Wandb:
     def __init__(self, workdir, config, id):
         import wandb
 
-        if wandb.setup().settings.mode == "online" and not wandb.api.api_key:
+        settings = wandb.setup(wandb.Settings(silent=True)).settings
+        online = settings.mode == "online"
+        if online and not wandb.login(prompt=False, verify=False):
             raise UserError(  # it would ask in the middle of training
                 "nobody is logged in: `wandb login` does it, WANDB_MODE=offline needs "
                 "none"
@@ -165,6 +168,8 @@ class _Mlflow:
         import mlflow
         from mlflow.entities import Metric, Param
 
+        # It tells of each of its tries; what comes of them is said here.
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self._client, self._metric = mlflow.MlflowClient(), Metric
         self.id = id
         if id:
