@@ -141,11 +141,12 @@ def test_a_checkpoint_that_is_half_sent_is_not_taken(bucket, elsewhere):
 
 def test_the_next_machine_goes_on_where_the_last_ended(bucket, elsewhere):
     with Mirror(RUN) as mirror:
-        write(mirror.folder)
+        write(mirror.folder, **{"tracker.json": '{"wandb": "1"}'})
         write_step(mirror.folder)
     elsewhere(2)
     with Mirror(RUN) as second:
         assert (second.folder / LAST).exists()
+        assert (second.folder / "tracker.json").read_text() == '{"wandb": "1"}'
         write_step(second.folder, 8)
     elsewhere(1)
     with Mirror(RUN) as mirror:
@@ -241,7 +242,7 @@ def test_without_the_bucket_the_run_goes_on_and_is_sent_later(
     assert LAST in bucket.list()
 
 
-def test_without_it_to_the_end_all_is_kept_and_the_same_line_sends_it(
+def test_without_it_to_the_end_all_is_kept_and_sent_when_it_is_there_again(
     bucket, fake_bucket, monkeypatch
 ):
     mirror = Mirror(RUN).__enter__()
@@ -250,7 +251,8 @@ def test_without_it_to_the_end_all_is_kept_and_the_same_line_sends_it(
     mirror._ending.set()
     write_step(mirror.folder)
     monkeypatch.setattr(fake_bucket, "error", OSError("503"))
-    with pytest.raises(UserError, match=r"503; the run is kept in .*run, and the same"):
+    line = f"train --config={mirror.folder}/config.json --workdir={RUN} sends it"
+    with pytest.raises(UserError, match=f"503; the run is kept in .*run: .* {line}"):
         mirror.__exit__(None)
     assert (mirror.folder / LAST).exists()
     monkeypatch.setattr(fake_bucket, "error", None)

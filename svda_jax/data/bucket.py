@@ -6,6 +6,7 @@ What a run does with them is in `svda_jax.run.mirror`.
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -17,6 +18,7 @@ from svda_jax import SCHEMES, UserError, place
 from svda_jax.devices.compile_cache import cache_folder
 
 _SECONDS = 20  # that a call may take, and one more for every megabyte
+_FIRST = 10  # that the first call may, which tells whether there is a network
 
 
 class Bucket:
@@ -41,11 +43,25 @@ class Bucket:
             # What they log as an error, with a traceback, they raise as well.
             for name in ("gcsfs", "s3fs"):
                 logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-            return fsspec.filesystem(
-                scheme, use_listings_cache=False, skip_instance_cache=True
+            create = functools.partial(
+                fsspec.filesystem,
+                scheme,
+                use_listings_cache=False,
+                skip_instance_cache=True,
             )
+            if scheme != "gs" or any("token" in c for c in fsspec.config.conf.values()):
+                return create()
+            try:
+                return create(token="google_default")
+            except Exception:
+                # Left to itself gcsfs would ask again, for 18 s, for a server that only
+                # Google's machines have.
+                os.environ["NO_GCE_CHECK"] = "true"
+                return create()
 
+        self._seconds = _SECONDS
         self._fs = self._call(connect)
+        self._seconds = _FIRST
 
     def list(self, folder=""):
         """All objects, or those of a folder: name to size in bytes and version."""
@@ -116,10 +132,12 @@ class Bucket:
             except BaseException as raised:
                 error.append(raised)
 
-        seconds = _SECONDS + size / 1e6
+        seconds = self._seconds + size / 1e6
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         thread.join(seconds)
+        if result or error:  # something answers
+            self._seconds = _SECONDS
         if result:
             return result[0]
         raised = error[0] if error else TimeoutError(f"no answer in {seconds:.0f} s")

@@ -2,13 +2,14 @@
 
 The folder is the user's cache's. One process trains in it and sends what changed every
 few seconds; the file that makes a checkpoint whole goes last. So the bucket may go away
-meanwhile: training goes on, and what could not be sent is sent later, by the same line
-if need be.
+meanwhile: training goes on, and what could not be sent is sent later, by a line that is
+said if need be.
 """
 
 import contextlib
 import re
 import secrets
+import shlex
 import shutil
 import sys
 import threading
@@ -20,7 +21,7 @@ from svda_jax.run import lock
 
 # What is taken back from a bucket, which may hold files of others.
 _OF_RUN = re.compile(
-    r"(config|classes|pruning)\.json|history\.nc|(prune|convert)\.md|"
+    r"(config|classes|pruning|tracker)\.json|history\.nc|(prune|convert)\.md|"
     r"events\.out\.[^/]+|"
     r"checkpoints/(?P<step>\d+)/.+|checkpoints/\d+\.damaged\d*/.+"
 )
@@ -156,9 +157,11 @@ class Mirror:
             self._lock.renew()
             self._send()
         except UserError as error:
+            options = f"--config={self.folder}/config.json", f"--workdir={self.workdir}"
+            line = shlex.join(["python", "-m", "svda_jax", "train", *options])
             return UserError(
-                f"{error}; the run is kept in {self.folder}, and the same line sends "
-                "it and goes on"
+                f"{error}; the run is kept in {self.folder}: {line} sends it and goes "
+                "on"
             )
         return None
 

@@ -3,6 +3,7 @@
 How the model changes is not known here.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -19,6 +20,7 @@ from svda_jax.run.checkpoints import Checkpoints
 from svda_jax.run.events import EventWriter
 from svda_jax.run.history import History
 from svda_jax.run.mirror import Mirror, exists, reading
+from svda_jax.run.trackers import Tracker
 from svda_jax.train.compiled import create_evaluate, create_keys, create_training
 from svda_jax.train.loop import train_and_evaluate
 
@@ -106,8 +108,12 @@ def write_run(run, config, model, values, out, mesh, files):
         last = run.history.isel(step=-1)
         history = History(folder, last_step=0, attrs=console.describe_devices(mesh))
         history.append(run.step, float(last["epoch"]), values)
-        with EventWriter(folder, config, last_step=0) as events:
-            events.write(run.step, values)
+        with contextlib.ExitStack() as stack:
+            writers = [EventWriter(folder, config, last_step=0)]
+            if config.tracker:
+                writers.append(Tracker(folder, config, say=print))
+            for writer in writers:
+                stack.enter_context(writer).write(run.step, values)
         with Checkpoints(runs.checkpoints_path(folder)) as checkpoints:
             checkpoints.save(run.step, vars(state))
         for name, text in files.items():
