@@ -159,6 +159,11 @@ def test_damaged_files(arrays, tmp_path, suffix):
         refuse(path, f"a.{suffix} is damaged or no .{suffix} file: ")
 
 
+def test_a_file_that_is_no_archive_is_called_so(tmp_path):
+    (tmp_path / "a.npz").write_bytes(bytes(range(256)))
+    refuse(tmp_path / "a.npz", "a.npz is damaged or no .npz file: it is no zip archive")
+
+
 def test_a_pickle_is_not_run(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, head=np.array([{"a": 1}], object))

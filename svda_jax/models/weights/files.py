@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import zipfile
 
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +100,8 @@ def _find(folder):
 
 def _read_npz(file):
     try:
+        if not zipfile.is_zipfile(file):  # NumPy would advise to unpickle it
+            raise ValueError("it is no zip archive")
         with file.open("rb") as data, np.load(data, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
     except Exception as error:  # whatever the damaged byte leads to
