@@ -86,9 +86,10 @@ def test_splits_of_the_data_set(run, capsys):
 
 def test_folder_of_class_folders(run, folder, capsys):
     (folder / "a" / "no.png").write_text("no image")
-    evaluate.main(["--workdir=x", str(folder), "--json"])
+    with pytest.raises(SystemExit, match="1"):
+        evaluate.main(["--workdir=x", str(folder), "--json"])
     out, err = capsys.readouterr()
-    assert err.startswith("left out 1, no image: ")
+    assert err.startswith("left out 1, cannot be read: ")
     found = json.loads(out)
     images = {row["name"]: row["images"] for row in found["classes"]}
     assert images == dict.fromkeys(NAMES, 0) | {"a": 2, "c": 3}

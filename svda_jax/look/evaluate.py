@@ -6,7 +6,7 @@
 
 Prints accuracy, loss in nats, the accuracy of each class and which it is most often
 taken for, and, of at most 20 classes, the confusion matrix. Images of a folder that
-cannot be read are left out, counted and named.
+cannot be read are left out, counted and named, and the exit code is 1.
 """
 
 import collections
@@ -26,6 +26,7 @@ from svda_jax.run.predict import predict, predict_images, read_images
 
 MAX_SHOWN = 20  # classes of a matrix that a person can read
 _BATCH = 256
+_UNREADABLE = "cannot be read"  # a reason to leave an image out
 
 
 def summarize(logits, labels, names):
@@ -151,7 +152,7 @@ def _read(paths, config, left_out):
         try:
             images.append(read_images(path, config)[0])
         except UserError as error:
-            left_out["no image"].append(str(error))
+            left_out[_UNREADABLE].append(str(error))
     return images
 
 
@@ -179,6 +180,8 @@ def main(argv=None):
     for line in describe_left_out(left_out):
         print(line, file=sys.stderr)
     print(to_json(found) if args.json else _describe(found))
+    if _UNREADABLE in left_out:
+        sys.exit(1)
 
 
 def _describe(found):
