@@ -48,7 +48,8 @@ def test_converted_run_is_a_plain_svda_run(trained, no_times, capsys, tmp_path):
     convert_main(["--workdir", str(trained), "--finetune_epochs=1"])
     out = trained.with_name("softmax-converted")
     page = (out / "convert.md").read_text()
-    assert page in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert page in said
     assert page.startswith("# softmax, converted to SVDA\n")
     run, original = runs.load(out), runs.load(trained)
     assert run.model.config == dataclasses.replace(
@@ -68,6 +69,8 @@ def test_converted_run_is_a_plain_svda_run(trained, no_times, capsys, tmp_path):
     tuned = runs.load(out.with_name("softmax-converted-finetuned"))
     assert tuned.config.init_from == str(out)
     assert tuned.step == 4
+    assert f"--config.init_from={out}-finetuned" in said.splitlines()[-1]
+    assert f"--workdir={out}-finetuned-finetuned" in said.splitlines()[-1]
     before, after = (x.model.blocks[0].attention.sigma for x in (run, tuned))
     assert 0 < np.abs(before - after).max() < 0.2 * np.abs(before).max()
     # It goes on where the softmax run ended.

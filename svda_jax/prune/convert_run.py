@@ -129,7 +129,7 @@ def main(argv=None):
     quiet_orbax()
     options = vars(args)  # of `convert_run` too
     workdir, out = options.pop("workdir"), options.pop("out")
-    out = out or runs.name_out(place(workdir), "converted")
+    out = place(out or runs.name_out(place(workdir), "converted"))
     text = convert_run(workdir, out, **options)
     print(f"\n{text}\nThe SVDA model is the run {out}. Train it further with")
-    print("  " + go_on_from(out))
+    print("  " + go_on_from(out, finetuned=args.finetune_epochs > 0))

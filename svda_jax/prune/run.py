@@ -205,7 +205,7 @@ def main(argv=None):
     if all(options[name] is None for name in RULES):
         options["rho"] = DEFAULT_RHO
     workdir = place(workdir)
-    out = out or _name_out(workdir, **options)
+    out = place(out or _name_out(workdir, **options))
     text = prune_run(workdir, out, **options)
     print(f"\n{text}\nThe shrunk model is the run {out}. Train it further with")
-    print("  " + go_on_from(out))
+    print("  " + go_on_from(out, finetuned=args.finetune_epochs > 0))

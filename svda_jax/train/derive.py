@@ -120,11 +120,17 @@ def write_run(run, config, model, values, out, mesh, files):
             runs.write_atomically(folder / name, text.encode())
 
 
-def go_on_from(out):
-    """The command that trains the run in out further, as a person can change it."""
-    line = ["python", "-m", "svda_jax.main", f"--config={out}/config.json"]
-    line += [f"--config.init_from={out}", "--config.num_epochs=10"]
-    return shlex.join([*line, f"--workdir={out}-finetuned"])
+def go_on_from(out, *, finetuned):
+    """The command that trains the run in out further, as a person can change it.
+
+    Args:
+      out: folder of the run.
+      finetuned: whether `finetune` has done so, and its run is the one to go on from.
+    """
+    last = name_finetuned(out) if finetuned else out
+    line = ["python", "-m", "svda_jax.main", f"--config={last}/config.json"]
+    line += [f"--config.init_from={last}", "--config.num_epochs=10"]
+    return shlex.join([*line, f"--workdir={name_finetuned(last)}"])
 
 
 def finetune(workdir, out, *, epochs):
