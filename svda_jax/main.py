@@ -11,6 +11,7 @@ TPU pod or the like tells them of each other, or with --coordinator_address=HOST
 JAX_PROCESS_ID in the environment.
 """
 
+import _thread
 import contextlib
 import io
 import os
@@ -18,6 +19,7 @@ import pathlib
 import re
 import sys
 import textwrap
+import threading
 
 from absl import flags
 
@@ -92,6 +94,17 @@ def one_line(interrupted="interrupted"):
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # names in whatever encoding they are
         sys.stdout.reconfigure(errors="backslashreplace")
+    say_unraisable = sys.unraisablehook
+
+    def interrupt_again(ignored):
+        if ignored.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, _thread.interrupt_main).start()
+        else:
+            say_unraisable(ignored)
+
+    # Python drops an interrupt that comes in JAX's callback of the garbage collector,
+    # which is where it often is.
+    sys.unraisablehook = interrupt_again
     try:
         yield
         sys.stdout.flush()
@@ -118,6 +131,8 @@ def one_line(interrupted="interrupted"):
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        sys.unraisablehook = say_unraisable
 
 
 def parse(argv):

@@ -1,9 +1,11 @@
 """The command line: what a user's mistake says, and whole programs."""
 
+import gc
 import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -196,6 +198,23 @@ def test_a_flag_keeps_the_program_from_starting_again(monkeypatch, capsys):
             call()
         said = capsys.readouterr().err
         assert said == "\ninterrupted; the same line resumes the run\n"
+
+
+def test_an_interrupt_in_the_garbage_collector_ends_the_program_too(capsys):
+    """Where Python drops it, as in the callback that JAX has there."""
+
+    def interrupt(*args):
+        gc.callbacks.remove(interrupt)
+        raise KeyboardInterrupt
+
+    def program():
+        gc.callbacks.append(interrupt)
+        gc.collect()
+        time.sleep(20)
+
+    with pytest.raises(SystemExit, match="130"), main.one_line():
+        program()
+    assert capsys.readouterr().err == "\ninterrupted\n"
 
 
 def test_a_platform_that_is_not_there_and_64_bits_are_one_line(monkeypatch):
