@@ -130,8 +130,8 @@ def prepare_builder(builder):
       UserError: the folder cannot be written.
     """
     folder = pathlib.Path(builder.data_dir)
-    if builder.name == "digits":
-        tfds.disable_progress_bar()  # a matter of seconds
+    if builder.name == "digits" or not sys.stderr.isatty():  # seconds; nobody looks
+        tfds.disable_progress_bar()
     try:
         if builder.is_prepared():
             return False
