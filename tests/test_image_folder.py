@@ -5,6 +5,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +82,12 @@ def test_other_formats_and_modes(folder, tmp_path):
     np.testing.assert_array_equal(pixels_of("train/ant/y.png")[..., 1], grey)
     assert np.abs(pixels_of("train/bee/z.jpg") - pixels.astype(float)).mean() < 12
     assert (pixels_of("train/cat/w.webp") == 255).all()
+
+
+def test_a_program_that_reads_what_is_printed_sees_no_progress_bar(folder, tmp_path):
+    line = [sys.executable, "-m", "svda_jax", "prepare", "bees", "--from", str(folder)]
+    done = subprocess.run([*line, "--data_dir", tmp_path / "out"], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_what_is_not_taken_is_counted_and_named_or_refused(folder, tmp_path, capsys):

@@ -134,7 +134,7 @@ def prepare_builder(builder):
       UserError: the folder cannot be written.
     """
     folder = pathlib.Path(builder.data_dir)
-    if builder.name == "digits" or not sys.stderr.isatty():  # a matter of seconds
+    if builder.name == "digits" or not sys.stderr.isatty():  # seconds; nobody looks
         tfds.disable_progress_bar()
     try:
         if builder.is_prepared():
