@@ -6,7 +6,7 @@ from svda_jax import UserError
 from svda_jax.data.archives import ImageArchives, find_archive, members, read
 from svda_jax.data.download import source_files
 
-# The list of the images of each split, TFDS's split by split.
+# The list of the images of a split, by TFDS's name of the split.
 LISTS = {"train": "food-101/meta/train.txt", "validation": "food-101/meta/test.txt"}
 
 
