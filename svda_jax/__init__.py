@@ -78,22 +78,6 @@ def is_address(path):
     return "://" in str(path)
 
 
-def command_line(command, description):
-    """The parser of what follows `svda COMMAND`; what is wrong is one line, code 2."""
-    import argparse
-
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            self.exit(2, f"error: {message}; {self.prog} --help says more\n")
-
-    return Parser(
-        prog=f"svda {command}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
 def load(workdir):
     """The `Run` in a folder: its config, its model, its history.
 

@@ -9,24 +9,9 @@ cannot be read: no such command or flag, or no value of it; 130: interrupted.
 import importlib
 import sys
 
+from svda_jax.commands import COMMANDS, parse
 from svda_jax.devices.memory import keep_memory
 from svda_jax.main import one_line
-
-# What each runs: a function of the command line's arguments, imported when it is asked
-# for.
-COMMANDS = {
-    "train": ("svda_jax.main:program", "Trains a Vision Transformer."),
-    "evaluate": ("svda_jax.look.evaluate:main", "Says how well a run classifies."),
-    "predict": ("svda_jax.look.explain:main", "Says what is on images, and why."),
-    "report": ("svda_jax.look.report:main", "Writes a run as one HTML page."),
-    "export": ("svda_jax.run.export:main", "Writes a run's model for other programs."),
-    "prune": ("svda_jax.prune.run:main", "Prunes the directions of a run's scores."),
-    "convert": ("svda_jax.prune.convert_run:main", "Makes a softmax run an SVDA run."),
-    "atlas": ("svda_jax.atlas.page:main", "Shows what a head's directions are for."),
-    "prepare": ("svda_jax.data.prepare:main", "Puts a data set on disk."),
-    "runs": ("svda_jax.run.compare:main", "Lists runs: how they differ and ended."),
-    "verify": ("svda_jax.run.verify:main", "Checks the checkpoints of a run."),
-}
 
 
 def main(argv=None):
@@ -34,7 +19,7 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     command, rest = (argv or ["--help"])[0], argv[1:]
     if command in ("--help", "-help", "-h"):
-        lines = [f"  {name:<9}{comment}" for name, (_, comment) in COMMANDS.items()]
+        lines = [f"  {name:<9}{about.line}" for name, about in COMMANDS.items()]
         with one_line():
             print("\n".join([__doc__, *lines, "\nCOMMAND --help says more."]))
         return
@@ -43,10 +28,12 @@ def main(argv=None):
         print(said, file=sys.stderr)
         sys.exit(2)
     with one_line():
-        if command in ("prune", "convert"):
-            keep_memory()
-        module, _, function = COMMANDS[command][0].partition(":")
         try:
+            if command != "train":
+                parse(command, rest)  # help and mistakes come before seconds of JAX
+            if command in ("prune", "convert"):
+                keep_memory()
+            module, _, function = COMMANDS[command].function.partition(":")
             getattr(importlib.import_module(module), function)(rest)
         finally:
             sys.stdout.flush()  # argparse exits by itself after --help

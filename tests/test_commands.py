@@ -12,9 +12,12 @@ import pytest
 
 from svda_jax import __main__ as commands
 from svda_jax import main
-from svda_jax.__main__ import COMMANDS
+from svda_jax.commands import COMMANDS
 from svda_jax.look import report
+from svda_jax.prune.model import BASES
+from svda_jax.prune.run import DEFAULT_RHO
 from svda_jax.run import compare
+from svda_jax.run.export import FORMATS
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = "--config=configs/digits.py"
@@ -51,6 +54,27 @@ def test_every_command_has_a_line_of_help_and_its_own(command, capsys, monkeypat
     assert len(capsys.readouterr().out.splitlines()) > 5
 
 
+def test_help_and_a_wrong_flag_come_before_jax():
+    code = (
+        "import sys\nfrom svda_jax.__main__ import main\n"
+        "try: main(sys.argv[1:])\nfinally: assert 'jax' not in sys.modules"
+    )
+    for command in COMMANDS:
+        for flag, expected in (("--help", 0), ("--workdri=x", 2)):
+            line = [sys.executable, "-c", code, command, flag]
+            done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT)
+            assert done.returncode == expected, done.stderr
+
+
+def test_help_says_what_there_is_to_choose_from():
+    for name, choices in (("prune", BASES), ("export", FORMATS)):
+        text = f"{COMMANDS[name].text} {COMMANDS[name].arguments}"
+        assert all(choice in text for choice in choices)
+    rho = dict(COMMANDS["prune"].arguments)[("--rho",)]
+    assert rho["help"].startswith("share")
+    assert str(DEFAULT_RHO) in rho["help"]
+
+
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"train"}))
 def test_a_wrong_flag_is_one_line_and_code_2(command, capsys, monkeypatch):
     monkeypatch.setattr(commands, "keep_memory", lambda: None)
@@ -68,12 +92,12 @@ def test_a_command_that_is_none_or_is_interrupted_ends_in_one_line(monkeypatch, 
     assert said.count("\n") == 1
 
     def main(argv):
-        assert argv == ["--x"]
+        assert argv == ["--workdir=x"]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(report, "main", main)
     with pytest.raises(SystemExit, match=r"^130$"):
-        commands.main(["report", "--x"])
+        commands.main(["report", "--workdir=x"])
     assert capsys.readouterr().err == "\ninterrupted\n"
 
 

@@ -127,7 +127,7 @@ def test_split_and_folder_are_one_line_and_code_2(folder, capsys):
     with pytest.raises(SystemExit, match=r"^2$"):
         evaluate.main(["--workdir=x", "--split=train", str(folder)])
     error = capsys.readouterr().err
-    assert error.startswith("error: --split=train and ")
+    assert error.startswith("error: argument DIR: not allowed with argument --split")
     assert error.count("\n") == 1
 
 

@@ -1,9 +1,7 @@
 """The atlas of a run: one HTML page that needs no network, and its numbers.
 
-    svda atlas --workdir RUN
-
-writes atlas.html and atlas.nc into RUN. What the page shows of a head it makes when the
-head is opened, so that many heads cost no more than a few.
+What the page shows of a head it makes when the head is opened, so that many heads cost
+no more than a few.
 """
 
 import base64
@@ -15,8 +13,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from svda_jax import UserError, command_line, local_path, place
+from svda_jax import UserError, local_path, place
 from svda_jax.atlas.measure import measure_atlas
+from svda_jax.commands import parse
 from svda_jax.data import datasets
 from svda_jax.devices import parallel
 from svda_jax.look.style import COLORS
@@ -138,22 +137,7 @@ def _thumbnail(picture):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("atlas", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--out", help="the page (default: atlas.html in workdir)")
-    parser.add_argument(
-        "--directions", type=int, default=4, help="shown of each head (default: 4)"
-    )
-    parser.add_argument(
-        "--images", type=int, default=2000, help="looked through (default: 2000)"
-    )
-    parser.add_argument(
-        "--removed",
-        type=int,
-        default=256,
-        help="of these, that each direction is taken away for (default: 256)",
-    )
-    args = parser.parse_args(argv)
+    args = parse("atlas", argv)
     quiet_orbax()
     for name in ("directions", "images", "removed"):
         if getattr(args, name) < 1:

@@ -1,23 +1,4 @@
-"""Puts a data set on disk: from files that are there, or by download.
-
-    python -m svda_jax prepare fashion_mnist --from DIR
-    python -m svda_jax prepare my_flowers --from DIR
-    python -m svda_jax prepare cifar10 --from cifar-10-python.tar.gz
-    python -m svda_jax prepare food101 --from food-101.tar.gz
-    python -m svda_jax prepare imagenet2012 --from DIR
-    python -m svda_jax prepare imagenet100 --from DIR --class_list FILE
-    python -m svda_jax prepare cifar10
-
-DIR holds the four IDX files of FashionMNIST, gzipped or not; CIFAR-10 and CIFAR-100 are
-taken from an archive as published, "python" or "binary", what it unpacks to, or a
-folder with either, Food-101 from its archive; ImageNet, or the classes whose WordNet
-ids are in a file, from a folder with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar
-and ILSVRC2012_devkit_t12.tar.gz. For every other name DIR has train/ and val/ with a
-folder of images for each class, or train.X1/, ... and val.X/, or the class folders
-alone. What cannot be taken is counted and named at the end; --strict refuses it.
-Without --from the data set is downloaded, for which all but FashionMNIST, CIFAR,
-Food-101 and the digits need TensorFlow.
-"""
+"""Puts a data set on disk: from files that are there, or by download."""
 
 import os
 import re
@@ -27,7 +8,8 @@ import sys
 import tensorflow_datasets as tfds
 from absl import logging
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, local_path
+from svda_jax.commands import parse
 from svda_jax.data.cifar import VERSIONS as CIFAR
 from svda_jax.data.datasets import (
     BUILDERS,
@@ -87,13 +69,7 @@ def import_files(name, source, data_dir=None, *, strict=False, class_list=""):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("prepare", __doc__)
-    parser.add_argument("name", help="of the data set")
-    parser.add_argument("--from", dest="source", metavar="DIR_OR_ARCHIVE")
-    parser.add_argument("--data_dir", help="where TFDS keeps data sets")
-    parser.add_argument("--strict", action="store_true", help="leave nothing out")
-    parser.add_argument("--class_list", metavar="FILE", help="of ImageNet's classes")
-    args = parser.parse_args(argv)
+    args = parse("prepare", argv)
     logging.set_verbosity(logging.ERROR)
     try:
         for name in ("source", "data_dir", "class_list"):

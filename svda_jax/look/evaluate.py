@@ -1,13 +1,4 @@
-"""How well a run classifies a split or a folder of class folders, class by class.
-
-    svda evaluate --workdir RUN                  # the split that the run evaluates
-    svda evaluate --workdir RUN --split train    # in TFDS's notation
-    svda evaluate --workdir RUN photos/ --json   # a folder of images for each class
-
-Prints accuracy, loss in nats, the accuracy of each class and which it is most often
-taken for, and, of at most 20 classes, the confusion matrix. Images of a folder that
-cannot be read are left out, counted and named, and the exit code is 1.
-"""
+"""How well a run classifies a split or a folder of class folders, class by class."""
 
 import collections
 import sys
@@ -15,7 +6,8 @@ import sys
 import numpy as np
 from matplotlib.figure import Figure
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, local_path
+from svda_jax.commands import parse
 from svda_jax.data import datasets
 from svda_jax.data.image_folder import describe_left_out, find_classes, name_classes
 from svda_jax.devices import parallel
@@ -162,14 +154,7 @@ def _read(paths, config, left_out):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("evaluate", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--split", default="", help="in place of the run's own")
-    parser.add_argument("folder", nargs="?", metavar="DIR", help="of class folders")
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
-    args = parser.parse_args(argv)
-    if args.split and args.folder:
-        parser.error(f"--split={args.split} and {args.folder}: give one of them")
+    args = parse("evaluate", argv)
     quiet_orbax()
     run, left_out = runs.load(args.workdir), {}
     if args.folder:

@@ -1,14 +1,4 @@
-"""What a run says of image files, and where it looked.
-
-    python -m svda_jax predict --workdir runs/digits-svda-0 cat.jpg photos/
-    find . -name '*.png' | python -m svda_jax predict --workdir RUN --json -
-
-A line a file: its most probable classes. Folders are searched for images, "-" reads
-paths from standard input. --explain also writes a picture a file: attention followed
-through all layers, over the image, and that of the heads without which the model would
-be least sure of its answer. What cannot be read is named at the end, and the exit
-code is 1; the others go on.
-"""
+"""What a run says of image files, and where it looked."""
 
 import collections
 import functools
@@ -21,7 +11,8 @@ import numpy as np
 from flax import nnx
 from matplotlib.figure import Figure
 
-from svda_jax import UserError, command_line, local_path
+from svda_jax import UserError, local_path
+from svda_jax.commands import parse
 from svda_jax.data.image_folder import describe_left_out, walk
 from svda_jax.look.maps import look
 from svda_jax.look.pictures import color_bar, overlay, show
@@ -128,14 +119,7 @@ def _read_names():
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("predict", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, -")
-    parser.add_argument("--top", type=int, default=3, help="classes of each file")
-    parser.add_argument("--json", action="store_true", help="a JSON object a file")
-    parser.add_argument("--explain", action="store_true", help="draw where it looked")
-    parser.add_argument("--out", default="explained", help="folder of the pictures")
-    args = parser.parse_args(argv)
+    args = parse("predict", argv)
     quiet_orbax()
     if args.top < 1:
         raise UserError(f"--top={args.top} must be positive")

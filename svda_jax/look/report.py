@@ -1,7 +1,5 @@
 """A run, or several compared, as one HTML page that needs no network.
 
-    svda report --workdir RUN --compare RUN --compare RUN
-
 Every number and picture in it is read off the runs' histories or computed by their
 models here.
 """
@@ -15,7 +13,8 @@ import numpy as np
 from absl import logging
 from markupsafe import Markup
 
-from svda_jax import UserError, command_line, is_address, local_path, place
+from svda_jax import UserError, is_address, local_path, place
+from svda_jax.commands import parse
 from svda_jax.config import flatten
 from svda_jax.look import figures, samples, style, verdict
 from svda_jax.look.evaluate import MAX_SHOWN, by_class, draw_confusion
@@ -308,17 +307,7 @@ def _svg(figure, title):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("report", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument(
-        "--compare",
-        metavar="RUN",
-        action="append",
-        default=[],
-        help="a run to put beside it; may be given several times",
-    )
-    parser.add_argument("--out", help="the page (default: report.html in workdir)")
-    args = parser.parse_args(argv)
+    args = parse("report", argv)
     logging.set_verbosity(logging.ERROR)
     try:
         print(write_report(args.workdir, compare=args.compare, out=args.out))

@@ -4,8 +4,8 @@ import copy
 
 import jax
 
-from svda_jax import UserError, command_line, place
-from svda_jax.prune import convert as converting
+from svda_jax import UserError, place
+from svda_jax.commands import parse
 from svda_jax.prune.convert import convert
 from svda_jax.prune.measure import measure_apart
 from svda_jax.run import runs
@@ -115,17 +115,7 @@ def describe(values, apart):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("convert", converting.__doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--out", help="folder of the new run")
-    parser.add_argument(
-        "--constant",
-        type=float,
-        default=0.0,
-        help="in place of the weakest direction, over the lengths; 2 is near softmax",
-    )
-    parser.add_argument("--finetune_epochs", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = parse("convert", argv)
     quiet_orbax()
     options = vars(args)  # of `convert_run` too
     workdir, out = options.pop("workdir"), options.pop("out")

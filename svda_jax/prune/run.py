@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from svda_jax import UserError, command_line, place
+from svda_jax import UserError, place
+from svda_jax.commands import parse
 from svda_jax.devices.timing import measure, repeat
-from svda_jax.prune import model as pruning
 from svda_jax.prune import page
 from svda_jax.prune.measure import measure_moments, measure_movement
 from svda_jax.prune.model import BASES, choose, mask, shrink, split
@@ -180,25 +180,7 @@ def _name_out(workdir, *, basis, pooled, **options):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("prune", pruning.__doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument(
-        "--basis", default="score", help=f"what directions are: {', '.join(BASES)}"
-    )
-    rho = f"share kept of the energy; {DEFAULT_RHO} where no rule is given"
-    parser.add_argument("--rho", type=float, help=rho)
-    parser.add_argument("--rank", type=int, help="directions kept of a head")
-    parser.add_argument("--bound", type=float, help=_BOUND)
-    parser.add_argument(
-        "--pooled", action="store_true", help="one budget for all heads together"
-    )
-    parser.add_argument(
-        "--norm_columns", type=int, default=3, help="that stand in the lengths"
-    )
-    parser.add_argument("--multiple", type=int, default=1, help="round widths up to")
-    parser.add_argument("--out", help="folder of the new run")
-    parser.add_argument("--finetune_epochs", type=int, default=0)
-    args = parser.parse_args(argv)
+    args = parse("prune", argv)
     quiet_orbax()
     options = vars(args)  # of `prune_run` too
     workdir, out = options.pop("workdir"), options.pop("out")

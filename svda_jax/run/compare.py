@@ -1,19 +1,12 @@
-"""The runs below a folder, in what their options differ and where they ended.
-
-    svda runs DIR
-    svda runs DIR --csv > runs.csv
-
-A line a run: the options that are not the same in all, and of the last evaluation
-epoch, accuracy, loss in nats and effective rank of the score, mean over heads. What is
-damaged is named behind, and the exit code is 1.
-"""
+"""The runs below a folder, in what their options differ and where they ended."""
 
 import csv
 import os
 import pathlib
 import sys
 
-from svda_jax import UserError, command_line, is_address, place
+from svda_jax import UserError, is_address, place
+from svda_jax.commands import parse
 from svda_jax.config import flatten
 from svda_jax.run import runs
 from svda_jax.run.console import align, to_json
@@ -94,12 +87,7 @@ def _describe(workdir):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("runs", __doc__)
-    parser.add_argument("folder", metavar="DIR", help="runs, say")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--csv", action="store_true", help="print comma-separated values")
-    kind.add_argument("--json", action="store_true", help="print a JSON list")
-    args = parser.parse_args(argv)
+    args = parse("runs", argv)
     found = compare(args.folder)
     _print(found, args)
     if any("error" in run for run in found):

@@ -1,22 +1,4 @@
-"""A run's model in files that other programs read.
-
-    python -m svda_jax export --workdir runs/digits-svda-0 --format=onnx
-
-writes the folder <run>-<format>, or --out, with the model, model.json (classes,
-preprocessing, evaluation, config, versions) and a model card, README.md, whose lines
-load it.
-
-stablehlo    model.stablehlo, a program for JAX on CPUs, GPUs and TPUs
-onnx         model.onnx, one for ONNX Runtime and others; activations are float32
-safetensors  model.safetensors, parameters: as timm has them, with a config.json that
-             timm and transformers open; of SVDA or pruned models, which timm has not,
-             under names of this program
-npz          model.npz, parameters as vision_transformer (AugReg) has them, and sigma
-
-A program takes any number of images as they are stored, `[b, S, S, channels]` uint8,
-and gives "probabilities" `[b, C]`; with --attention also "attention" `[b, L, H, N, N]`,
-all weights of all layers and heads. Of parameters --config.init_from starts.
-"""
+"""A run's model in files that other programs read: a program, or its parameters."""
 
 import contextlib
 import dataclasses
@@ -31,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from svda_jax import UserError, command_line, is_address, place
+from svda_jax import UserError, is_address, place
+from svda_jax.commands import parse
 from svda_jax.models.attention import attention_weights
 from svda_jax.models.vit import count_parameters, create_graphdef
 from svda_jax.models.weights.write import write
@@ -204,12 +187,7 @@ def _new_folder(out):
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("export", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    parser.add_argument("--format", required=True, help=", ".join(FORMATS))
-    parser.add_argument("--out", help="the folder that is written")
-    parser.add_argument("--attention", action="store_true", help="give attention too")
-    args = parser.parse_args(argv)
+    args = parse("export", argv)
     quiet_orbax()
     out = place(args.out or runs.name_out(place(args.workdir), args.format))
     export_run(args.workdir, out, format=args.format, attention=args.attention)

@@ -1,15 +1,9 @@
-"""Checks the checkpoints of a run.
-
-    svda verify --workdir RUN
-
-lists them, says which are damaged and where the run would go on. The exit code is 1
-where no good one is left.
-"""
+"""Checks the checkpoints of a run."""
 
 import json
 import sys
 
-from svda_jax import command_line
+from svda_jax.commands import parse
 from svda_jax.run import runs
 from svda_jax.run.checkpoints import Checkpoints, quiet_orbax
 from svda_jax.run.mirror import reading
@@ -17,12 +11,7 @@ from svda_jax.run.mirror import reading
 
 def main(argv=None):
     """Runs the command line."""
-    parser = command_line("verify", __doc__)
-    parser.add_argument("--workdir", required=True, help="the run's folder")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--json", action="store_true", help="print a JSON object")
-    kind.add_argument("--quiet", action="store_true", help="the exit code alone")
-    args = parser.parse_args(argv)
+    args = parse("verify", argv)
     quiet_orbax()
     with reading(args.workdir) as folder:
         _verify(args, runs.checkpoints_path(folder))
