@@ -89,8 +89,11 @@ def test_a_run_killed_in_a_bucket_goes_on_and_is_read_elsewhere(
 
 
 def test_what_a_bucket_holds_is_what_a_folder_would(create_program, folder, emulator):
-    emulator.refusals = 4  # a burst, which is waited out
-    create_program().finish("gs://b/run")
+    emulator.refusals = 2  # a burst, which is waited out: a short one at first
+    process = create_program().start("gs://b/run")
+    assert read_until(process, "epoch    1.0")
+    emulator.refusals = 4
+    finish(process)
     with reading("gs://b/run") as copy:
         assert_same_run(copy, folder / "whole")
         for name in ("config.json", "classes.json"):

@@ -89,7 +89,7 @@ def test_folder_of_class_folders(run, folder, capsys):
     with pytest.raises(SystemExit, match="1"):
         evaluate.main(["--workdir=x", str(folder), "--json"])
     out, err = capsys.readouterr()
-    assert err.startswith("left out 1, cannot be read: ")
+    assert err.startswith("left out 1, no image: ")
     found = json.loads(out)
     images = {row["name"]: row["images"] for row in found["classes"]}
     assert images == dict.fromkeys(NAMES, 0) | {"a": 2, "c": 3}

@@ -19,7 +19,7 @@ from svda_jax.run.predict import predict, predict_images, read_images
 
 MAX_SHOWN = 20  # classes of a matrix that a person can read
 _BATCH = 256
-_UNREADABLE = "cannot be read"  # a reason to leave an image out
+_UNREADABLE = "no image"  # a reason to leave a file out
 
 
 def summarize(logits, labels, names):
