@@ -82,8 +82,8 @@ def _chart(pattern):
 
 
 def _hyperparameters(config):
-    """The summaries of a config's values: attention and seed first, then what makes a
-    run another than its recipe's, and the rest."""
+    """The summaries of a config's values: first attention, seed, and what makes the
+    run another than its recipe's."""
     name = config.dataset.name
     named = {file.stem for file in RECIPES.glob("*.py")} - {"folder"}
     usual = flatten(recipe(name) if name in named else defaults())
@@ -93,12 +93,10 @@ def _hyperparameters(config):
         for key, value in flat.items()
     }
     experiment, *others = summary.hparams(values, dict.fromkeys(METRICS))
-    # TensorBoard orders by a field that tensorboardX does not know, then as they come.
+    # TensorBoard orders by a field that tensorboardX does not know.
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
-    infos = content.experiment.hparam_infos
-    infos.sort(key=lambda info: info.name not in _COMPARED)
-    for info in infos:
+    for info in content.experiment.hparam_infos:
         changed = info.name not in MAY_DIFFER and flat[info.name] != usual.get(
             info.name
         )
