@@ -288,6 +288,7 @@ def test_pointing_at_a_patch_shows_where_it_looks(both, browser, output_dir):
     ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
     assert said[0].text.startswith("From row 2, column 2.")
     assert buttons[3].get_attribute("aria-pressed") == "true"
+    browser.execute_script("arguments[0].scrollIntoView()", views[0])
     views[0].screenshot(str(output_dir / "report_query.png"))
     ActionChains(browser).send_keys(Keys.ESCAPE).perform()
     assert said[0].text.startswith("All patches' mean.")

@@ -230,6 +230,7 @@ def test_the_table_of_hyperparameters_begins_with_what_is_not_the_recipe_s(
     first = {info.name for info in experiment.hparam_infos if info.differs}
     assert first >= {"model.attention", "seed", "learning_rate", "model.width"}
     assert not first & {"augment.affine", "dataset.name", "model.dropout"}
+    assert not first & {"dataset.data_dir", "checkpoint.every_epochs"}  # no matter
     metrics = [info.name.tag for info in experiment.metric_infos]
     assert metrics == ["eval/accuracy", "eval/loss", "score/effective_rank"]
 

@@ -64,9 +64,11 @@ def attention_grid(image, maps, title):
       title: above the image.
     """
     num_layers, num_heads, grid, _ = maps.shape
-    height = max(2.4, WIDTH * num_layers / (num_heads + 4))
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[1, max(2, num_heads / 2)])
+    # No wider than the maps need: TensorBoard shows it small, with what is written.
+    width = min(WIDTH, 3.5 + num_heads)
+    height = max(2.4, width * num_layers / (num_heads + 4))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[1, max(1, num_heads / 2)])
     show(left, image)
     keep_text([left.set_title(title, fontsize=9)])
     # Tiles a pixel apart, as one picture: a few hundred axes would take seconds.

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from svda_jax import UserError
 from svda_jax.config import RECIPES, defaults, flatten, recipe
 from svda_jax.models.indicators import INDICATORS
+from svda_jax.run.runs import MAY_DIFFER
 
 # TensorBoard's tag for each of them that is a number, or the mean of one of each head.
 SCALARS = {
@@ -34,6 +35,7 @@ SCALARS = {
 }
 # What TensorBoard's table of hyperparameters shows of each run.
 METRICS = ("eval/accuracy", "eval/loss", "score/effective_rank")
+_COMPARED = ("model.attention", "seed")
 
 
 def scalars(values):
@@ -80,7 +82,8 @@ def _chart(pattern):
 
 
 def _hyperparameters(config):
-    """The summaries of a config's values; those not of its recipe come first."""
+    """The summaries of a config's values: first attention, seed, and what makes the
+    run another than its recipe's."""
     name = config.dataset.name
     named = {file.stem for file in RECIPES.glob("*.py")} - {"folder"}
     usual = flatten(recipe(name) if name in named else defaults())
@@ -94,9 +97,10 @@ def _hyperparameters(config):
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     for info in content.experiment.hparam_infos:
-        key = info.name
-        compared = key in ("model.attention", "seed")
-        info.differs = compared or flat[key] != usual.get(key)
+        changed = info.name not in MAY_DIFFER and flat[info.name] != usual.get(
+            info.name
+        )
+        info.differs = info.name in _COMPARED or changed
     plugin.content = content.SerializeToString()
     return [experiment, *others]
 
