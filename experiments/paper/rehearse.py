@@ -11,6 +11,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import pathlib
 import shlex
 import tempfile
@@ -143,7 +144,7 @@ def _rehearse_here(path, rest, config, folder, reproduce):
     Returns:
       A dict: "where", "input" (see `_time_input`; empty where it broke), "seconds" of
       each command, "stages" (of what each broke, "" where all is well), and "table",
-      the comparison's own, line by line; empty where there is none.
+      the head of the comparison's own and the names of its rows; empty without it.
     """
     tfds.disable_progress_bar()
     logging.set_verbosity(logging.ERROR)
@@ -170,14 +171,14 @@ def _rehearse_here(path, rest, config, folder, reproduce):
         "prune": functools.partial(prune.main, argv),
         "atlas": functools.partial(atlas.main, argv),
     }
-    said, seconds = {}, {}
+    said, seconds, load = {}, {}, os.getloadavg()[0]
     for command, function in commands.items():
         print(f"rehearsing {command}", flush=True)
         start = time.perf_counter()
         said[command] = _attempt(function)
         seconds[command] = time.perf_counter() - start
     return {
-        "where": describe_machine(("grain", "optax")),
+        "where": f"{describe_machine(('grain', 'optax'))} Load average {load:.1f}.",
         "input": timed,
         "seconds": seconds,
         "stages": {
@@ -211,13 +212,14 @@ def _judge(folder, patterns, said):
 
 
 def _read_table(path):
-    """The first table of a page, line by line; none without a page."""
+    """The head of a page's first table and the names of its rows, no figures."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return []
     lines = itertools.dropwhile(lambda line: not line.startswith("|"), lines)
-    return list(itertools.takewhile(str.strip, lines))
+    table = list(itertools.takewhile(str.strip, lines))
+    return table[:1] + [row.split("|")[1].strip() for row in table[2:]]
 
 
 def _time_input(config):

@@ -115,9 +115,7 @@ def _describe_table(name, found):
         head,
         "|---" * (num_columns + 1) + "|",
     ]
-    for row in rows[1:]:
-        lines.append(f"| {row.split('|')[1].strip()} {'| not yet run ' * num_columns}|")
-    return lines
+    return lines + [f"| {row} {'| not yet run ' * num_columns}|" for row in rows]
 
 
 def _describe_cost(found):
