@@ -33,12 +33,8 @@ HERE = {
         "kilobytes": 50.0,
     },
     "seconds": {"prepare": 1.0},
-    "stages": {"data set": "", "atlas": "OSError: no space"},
-    "table": [
-        "| | softmax | SVDA | p |",
-        "|---|---|---|---|",
-        "| accuracy (%) | 9 | | |",
-    ],
+    "stages": {"data set": "", "prune": "OSError: no space", "atlas": None},
+    "table": ["| | softmax | SVDA | p |", "accuracy (%)"],
 }
 
 
@@ -79,7 +75,8 @@ def test_the_table_to_fill_has_no_figures_and_the_line_that_fills_it():
 def test_every_stage_is_ok_or_says_of_what_it_broke():
     text = rehearse_page.write_page("cifar10", find(**HERE))
     assert "| data set | OK |" in text
-    assert "| atlas | broke: OSError: no space |" in text
+    assert "| prune | broke: OSError: no space |" in text
+    assert "| atlas | not yet rehearsed |" in text
 
 
 def test_cores_are_those_that_the_fastest_step_needs():
@@ -88,7 +85,7 @@ def test_cores_are_those_that_the_fastest_step_needs():
     assert "| 8 x TPU v5e | 512,000 | 1,024 |" in text
     assert "waits for no file" not in text
     broke = rehearse_page.write_page("food101", find("food101", **HERE | {"input": {}}))
-    assert "It broke" in broke
+    assert "No figure" in broke
 
 
 def test_the_index_has_a_line_for_every_rehearsal():
@@ -96,7 +93,7 @@ def test_the_index_has_a_line_for_every_rehearsal():
     first, second = text.splitlines()[-2:]
     assert first.startswith("| [a](a.md) ")
     assert first.endswith("| not yet |")
-    assert second.endswith("| 2.34 | not at hand | 1 of 2 |")
+    assert second.endswith("| 2.34 | not at hand | 1 of 3 |")
     assert "`python -m experiments.paper --config=configs/cifar10.py`" in second
 
 
@@ -137,13 +134,14 @@ def test_a_stage_is_judged_by_what_it_left(tmp_path):
     assert rehearse._judge(tmp_path, ["full", "empty"], "") == "left no empty"
     assert rehearse._judge(tmp_path, ["none"], "no space") == "no space"
     assert rehearse._judge(tmp_path, [], "no space") == "no space"
+    assert rehearse._judge(tmp_path, ["full"], None) is None
 
 
-def test_the_table_is_the_first_of_a_page(tmp_path):
+def test_of_the_first_table_of_a_page_no_figure_is_kept(tmp_path):
     page = tmp_path / "README.md"
     assert rehearse._read_table(page) == []
-    page.write_text("# name\n\n| a |\n|---|\n| b |\n\n| c |\n")
-    assert rehearse._read_table(page) == ["| a |", "|---|", "| b |"]
+    page.write_text("# name\n\n| | a |\n|---|---|\n| b | 9 |\n\n| c |\n")
+    assert rehearse._read_table(page) == ["| | a |", "b"]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

@@ -11,6 +11,7 @@ import functools
 import io
 import itertools
 import json
+import os
 import pathlib
 import shlex
 import tempfile
@@ -105,8 +106,11 @@ def rehearse(args, rest, reproduce):
         found["estimates"] = kept | found["estimates"]
         _write(out, name, found)  # compiling is not to be lost
         with tempfile.TemporaryDirectory() as folder:
-            found |= _rehearse_here(path, rest, config, pathlib.Path(folder), reproduce)
-        _write(out, name, found)
+            for here in _rehearse_here(
+                path, rest, config, pathlib.Path(folder), reproduce
+            ):
+                found |= here
+                _write(out, name, found)
         broken += [f"{name}: {s}" for s, said in found["stages"].items() if said]
         print(f"\nthe rehearsal is in {out / name}.md")
     if broken:
@@ -140,10 +144,11 @@ def _read_kept(path, config):
 def _rehearse_here(path, rest, config, folder, reproduce):
     """Input and stages, on this machine.
 
-    Returns:
-      A dict: "where", "input" (see `_time_input`; empty where it broke), "seconds" of
-      each command, "stages" (of what each broke, "" where all is well), and "table",
-      the comparison's own, line by line; empty where there is none.
+    Yields:
+      After each command a dict: "where", "input" (see `_time_input`; empty without it),
+      "seconds" of each command, "stages" (of what each broke, "" where all is well,
+      None where its command is still to run), and "table", the head of the comparison's
+      own and the names of its rows; empty without it.
     """
     tfds.disable_progress_bar()
     logging.set_verbosity(logging.ERROR)
@@ -170,22 +175,24 @@ def _rehearse_here(path, rest, config, folder, reproduce):
         "prune": functools.partial(prune.main, argv),
         "atlas": functools.partial(atlas.main, argv),
     }
-    said, seconds = {}, {}
+    said, seconds, load = {}, {}, os.getloadavg()[0]
     for command, function in commands.items():
         print(f"rehearsing {command}", flush=True)
         start = time.perf_counter()
         said[command] = _attempt(function)
         seconds[command] = time.perf_counter() - start
-    return {
-        "where": describe_machine(("grain", "optax")),
-        "input": timed,
-        "seconds": seconds,
-        "stages": {
-            stage: _judge(folder, [p.format(stem) for p in patterns], said[command])
-            for stage, (command, patterns) in STAGES.items()
-        },
-        "table": _read_table(folder / "out" / stem / "README.md"),
-    }
+        yield {
+            "where": f"{describe_machine(('grain', 'optax'))} Load average {load:.1f}.",
+            "input": timed,
+            "seconds": seconds,
+            "stages": {
+                stage: _judge(
+                    folder, [p.format(stem) for p in patterns], said.get(command)
+                )
+                for stage, (command, patterns) in STAGES.items()
+            },
+            "table": _read_table(folder / "out" / stem / "README.md"),
+        }
 
 
 def _attempt(function):
@@ -203,7 +210,15 @@ def _attempt(function):
 
 
 def _judge(folder, patterns, said):
-    """Of what a stage broke; "" where every file that it must leave is there."""
+    """Of what a stage broke; "" where every file that it must leave is there.
+
+    Args:
+      folder: that the patterns are in.
+      patterns: of a file each.
+      said: by its command, see `_attempt`; None is returned as it is.
+    """
+    if said is None:
+        return None
     for pattern in patterns:
         if not any(path.stat().st_size for path in folder.glob(pattern)):
             return said or f"left no {pathlib.Path(pattern).name}"
@@ -211,13 +226,14 @@ def _judge(folder, patterns, said):
 
 
 def _read_table(path):
-    """The first table of a page, line by line; none without a page."""
+    """The head of a page's first table and the names of its rows, no figures."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
         return []
     lines = itertools.dropwhile(lambda line: not line.startswith("|"), lines)
-    return list(itertools.takewhile(str.strip, lines))
+    table = list(itertools.takewhile(str.strip, lines))
+    return table[:1] + [row.split("|")[1].strip() for row in table[2:]]
 
 
 def _time_input(config):

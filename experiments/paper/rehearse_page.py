@@ -115,9 +115,7 @@ def _describe_table(name, found):
         head,
         "|---" * (num_columns + 1) + "|",
     ]
-    for row in rows[1:]:
-        lines.append(f"| {row.split('|')[1].strip()} {'| not yet run ' * num_columns}|")
-    return lines
+    return lines + [f"| {row} {'| not yet run ' * num_columns}|" for row in rows]
 
 
 def _describe_cost(found):
@@ -187,7 +185,7 @@ def _describe_input(found):
     config, timed = found["config"], found["input"]
     lines = ["## Input, timed here", "", found["where"], ""]
     if not timed:
-        return [*lines, "It broke; see the stages."]
+        return [*lines, "No figure; the stages say why."]
     rate, core = timed["images a second"], timed["images a second of a core"]
     opened = f"Opened in {timed['seconds to open']:.1f} s"
     if not config["dataset"]["streaming"]:
@@ -234,7 +232,13 @@ def _describe_stages(found):
         "| stage | outcome |",
         "|---|---|",
         *(
-            f"| {stage} | {f'broke: {said}' if said else 'OK'} |"
+            f"| {stage} | {_describe_outcome(said)} |"
             for stage, said in found["stages"].items()
         ),
     ]
+
+
+def _describe_outcome(said):
+    if said is None:
+        return "not yet rehearsed"
+    return f"broke: {said}" if said else "OK"
