@@ -7,11 +7,15 @@ cannot be read: no such command or flag, or no value of it; 130: interrupted.
 """
 
 import importlib
+import os
 import sys
 
 from svda_jax.commands import COMMANDS, parse
 from svda_jax.devices.memory import keep_memory
 from svda_jax.main import one_line
+
+# They need none, or look for them themselves.
+_WITHOUT_DEVICES = ("train", "prepare", "runs")
 
 
 def main(argv=None):
@@ -33,6 +37,10 @@ def main(argv=None):
                 parse(command, rest)  # help and mistakes come before seconds of JAX
             if command in ("prune", "convert"):
                 keep_memory()
+            if os.environ.get("JAX_PLATFORMS") and command not in _WITHOUT_DEVICES:
+                from svda_jax.devices.parallel import find_devices
+
+                find_devices()  # says that there is none of these
             module, _, function = COMMANDS[command].function.partition(":")
             getattr(importlib.import_module(module), function)(rest)
         finally:

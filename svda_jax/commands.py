@@ -30,8 +30,10 @@ def _switch(name, text):
 
 
 _WORKDIR = _argument("--workdir", required=True, help="the run's folder")
-_FINETUNE = _argument("--finetune_epochs", type=int, default=0, help="of training on")
-_OUT_RUN = _argument("--out", help="folder of the new run")
+_FINETUNE = _argument(
+    "--finetune_epochs", type=int, default=0, help="of training on (default: 0)"
+)
+_OUT_RUN = _argument("--out", help="folder of the new run (default: beside the other)")
 
 COMMANDS = {
     "train": Command("svda_jax.main:program", "Trains a Vision Transformer."),
@@ -70,10 +72,16 @@ code is 1; the others go on.""",
         (
             _WORKDIR,
             _argument("images", nargs="+", metavar="IMAGE", help="files, folders, -"),
-            _argument("--top", type=int, default=3, help="classes of each file"),
+            _argument(
+                "--top", type=int, default=3, help="classes of each file (default: 3)"
+            ),
             _switch("--json", "a JSON object a file"),
             _switch("--explain", "draw where it looked"),
-            _argument("--out", default="explained", help="folder of the pictures"),
+            _argument(
+                "--out",
+                default="explained",
+                help="folder of the pictures (default: explained)",
+            ),
         ),
     ),
     "report": Command(
@@ -119,7 +127,9 @@ all weights of all layers and heads. Of parameters --config.init_from starts."""
         (
             _WORKDIR,
             _argument("--format", required=True, help="one of those above"),
-            _argument("--out", help="the folder that is written"),
+            _argument(
+                "--out", help="the folder that is written (default: <run>-<format>)"
+            ),
             _switch("--attention", "give attention too"),
         ),
     ),
@@ -139,7 +149,11 @@ singular ones over the run's training images, "weights", those of the weights al
 Prints what accuracy, parameters and time become; the smaller model is a run again.""",
         (
             _WORKDIR,
-            _argument("--basis", default="score", help="score, weights or sigma"),
+            _argument(
+                "--basis",
+                default="score",
+                help="score, weights or sigma (default: score)",
+            ),
             _argument(
                 "--rho",
                 type=float,
@@ -154,7 +168,10 @@ Prints what accuracy, parameters and time become; the smaller model is a run aga
             ),
             _switch("--pooled", "one budget for all heads together"),
             _argument(
-                "--norm_columns", type=int, default=3, help="that stand in the lengths"
+                "--norm_columns",
+                type=int,
+                default=3,
+                help="that stand in the lengths (default: 3)",
             ),
             _argument("--multiple", type=int, default=1, help="round widths up to"),
             _OUT_RUN,

@@ -34,6 +34,10 @@ def folder(tmp_path, make_config):
             with Checkpoints(runs.checkpoints_path(workdir)) as checkpoints:
                 checkpoints.save(step, {"x": np.zeros(2)})
     (tmp_path / "runs/d/history.nc").write_bytes(b"CDF")
+    export = tmp_path / "runs/a-safetensors"  # is no run
+    export.mkdir()
+    for name in ("config.json", "model.json"):
+        (export / name).write_text('{"architecture": "vit"}')
     return tmp_path / "runs"
 
 

@@ -13,7 +13,7 @@ from svda_jax.prune.convert_run import main as convert_main
 from svda_jax.prune.run import prune_run
 from svda_jax.run import runs
 from svda_jax.run.predict import predict
-from svda_jax.train.derive import load_data
+from svda_jax.train.derive import go_on_from, load_data
 from svda_jax.train.loop import train_and_evaluate
 
 L, H, K = 2, 2, 8
@@ -71,6 +71,9 @@ def test_converted_run_is_a_plain_svda_run(trained, no_times, capsys, tmp_path):
     assert tuned.step == 4
     assert f"--config.init_from={out}-finetuned" in said.splitlines()[-1]
     assert f"--workdir={out}-finetuned-finetuned" in said.splitlines()[-1]
+    rate = original.config.learning_rate / 10
+    assert tuned.config.learning_rate == pytest.approx(rate)
+    assert f"--config.learning_rate={rate:g}" in go_on_from(out, finetuned=False)
     before, after = (x.model.blocks[0].attention.sigma for x in (run, tuned))
     assert 0 < np.abs(before - after).max() < 0.2 * np.abs(before).max()
     # It goes on where the softmax run ended.

@@ -89,7 +89,10 @@ def ask(make_model_config, make_config, monkeypatch, tmp_path, rng):
         export.export_run("toy", out, format=format, attention=attention)
         images = rng.integers(0, 256, size=(7, 6, 6, 1)).astype(np.uint8)
         np.save(out / "images.npy", images)
-        Image.fromarray(images[0, ..., 0]).save(out / "image.png")
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned, as a camera's files may be
+        lying = Image.fromarray(np.rot90(images[0, ..., 0]))
+        lying.save(out / "image.png", exif=exif)
         card = (out / "README.md").read_text().split("```python")[1].split("```")[0]
         library = library or format
         pooling = str(POOLING.get(config.pool))

@@ -114,10 +114,16 @@ def test_pictures(files, say, tmp_path):
     Image.open(files[0]).save(folder / "a.png")
     code, lines, _ = say(files[0], folder, "--explain", f"--out={out}")
     assert code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["a-2.png", "a.png"]
-    assert lines[1].endswith(str(out / "a-2.png"))
-    with pytest.raises(UserError, match="out exists; give another --out"):
-        explain.main(["--workdir=run", str(files[0]), "--explain", f"--out={out}"])
+    first = f"{folder.parent.name}-a"
+    names = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert names.keys() == {f"{first}.png", "more-a.png"}
+    assert lines[1].endswith(str(out / "more-a.png"))
+    # Another time they are put beside these.
+    assert say(files[0], "--explain", f"--out={out}")[0] == 0
+    assert (out / f"{first}-2.png").exists()
+    assert all((out / name).read_bytes() == data for name, data in names.items())
+    with pytest.raises(UserError, match=r"a\.png is not a folder; give another --out"):
+        say(files[0], "--explain", f"--out={files[0]}")
     with pytest.raises(OSError, match="/dev/null/x"):
         explain.main(["--workdir=run", str(files[0]), "--explain", "--out=/dev/null/x"])
 

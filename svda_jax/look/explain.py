@@ -124,8 +124,8 @@ def main(argv=None):
     if args.top < 1:
         raise UserError(f"--top={args.top} must be positive")
     out = local_path(args.out) if args.explain else None
-    if out and out.exists():
-        raise UserError(f"{out} exists; give another --out or remove it")
+    if out and out.exists() and not out.is_dir():
+        raise UserError(f"{out} is not a folder; give another --out")
     files, failed, left_out = find_files(args.images)
     run = runs.load(args.workdir)
     for start in range(0, len(files), _BATCH):
@@ -173,9 +173,10 @@ def _explain(run, file, image, best, out):
     effects = np.asarray(head_effects(params, image, label, graphdef=graphdef))
     figure = draw(image, rollout[0], maps[0], effects, f"{name} ({share:.0%})")
     out.mkdir(parents=True, exist_ok=True)
-    path, number = out / f"{file.stem}.png", 1
+    name = "-".join(filter(None, [file.parent.name, file.stem]))
+    path, number = out / f"{name}.png", 1
     while path.exists():
         number += 1
-        path = out / f"{file.stem}-{number}.png"
+        path = out / f"{name}-{number}.png"
     runs.write_atomically(path, to_png(figure, dpi=110))
     return path

@@ -83,6 +83,7 @@ def prune_run(
     if config.model.attention == "softmax" and basis == "sigma":
         raise UserError(f"{workdir} has softmax attention and no sigma; --basis=score")
     mesh, training, data = load_data(config)
+    print(f"looking through {training.num_images:,} images for directions", flush=True)
     moments, lengths = measure_moments(model, training)
     directions = split(model, basis, moments)
     sizes = [one.size for one in directions]
@@ -94,11 +95,13 @@ def prune_run(
         "masked": mask(model, directions, keep),
         "shrunk": shrink(model, directions, keep, lengths, **options),
     }
+    print("evaluating the model as it was, masked and shrunk", flush=True)
     values = evaluate(config, models, data, mesh)
     pruned = copy.deepcopy(config)
     with pruned.unlocked():
         pruned.model.qk_dim = models["shrunk"].config.qk_dim
     logits = {name: predict(one, data)[0] for name, one in models.items()}
+    print(f"timing {repeats} steps of each", flush=True)
     seconds = _measure(config, pruned, models, mesh, repeats)
     gone = [one.add_up(~kept) for one, kept in zip(directions, keep, strict=True)]
     moved = measure_movement(model, gone, data)

@@ -23,11 +23,11 @@ _FIGURES = {
 
 
 def find_runs(folder):
-    """The folders with a config.json, folder itself and below, sorted."""
+    """The folders with a config.json, folder itself and below, sorted; no exports."""
     found = []
     for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if name != "checkpoints"]
-        if "config.json" in files:
+        if "config.json" in files and "model.json" not in files:
             found.append(pathlib.Path(path))
     return sorted(found)
 

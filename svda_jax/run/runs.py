@@ -87,8 +87,12 @@ class Run:
           A dict from class to probability, most probable first, or a list of them.
           Classes without names are numbers.
         """
-        found = self.classify(read_images(files, self.config))
+        found = self.classify(self.read_images(files))
         return found[0] if isinstance(files, (str, os.PathLike)) else found
+
+    def read_images(self, files):
+        """Files as the model takes them, by `predict.read_images`, `[n, S, S, C]`."""
+        return read_images(files, self.config)
 
     def classify(self, images):
         """The same of images, `[n, S, S, channels]`, 0 to 255: a list."""

@@ -121,7 +121,7 @@ def write_run(run, config, model, values, out, mesh, files):
 
 
 def go_on_from(out, *, finetuned):
-    """The command that trains the run in out further, as a person can change it.
+    """The command that trains the run in out further, at a tenth of its learning rate.
 
     Args:
       out: folder of the run.
@@ -130,6 +130,10 @@ def go_on_from(out, *, finetuned):
     last = name_finetuned(out) if finetuned else out
     line = ["python", "-m", "svda_jax.main", f"--config={last}/config.json"]
     line += [f"--config.init_from={last}", "--config.num_epochs=10"]
+    if not finetuned:  # else its rate is that already
+        with reading(out) as folder:
+            rate = runs.load_config(folder).learning_rate / 10
+        line.append(f"--config.learning_rate={rate:g}")
     return shlex.join([*line, f"--workdir={name_finetuned(last)}"])
 
 
