@@ -193,6 +193,7 @@ def test_svg_of_a_page(rng):
         assert root.get("role") == "img"
         assert root.get("fill") == "currentColor"
         assert "#000000" not in svg
+        assert "var(--svda, #0072b2)" in svg  # a dark page has a lighter one
         assert "<style" not in svg
         ids += [element.get("id") for element in root.iter() if element.get("id")]
         assert set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg)) <= set(ids)

@@ -154,11 +154,12 @@ def _rows(described):
     own |= {"retained_rank": _RETAINED}
     if any(run["score"] for run in described):
         own |= OF_SCORE
+    sizes = [run["directions"] for run in described]
     for name, (label, meaning, like) in own.items():
         said = "0 and more"
         if like:
             low, high = INDICATORS[like].range
-            ranges = [f"{low(k):.3g} to {high(k):.3g}" for k in _sizes(described)]
+            ranges = [f"{low(k):.3g} to {high(k):.3g}" for k in sizes]
             said = "; ".join(dict.fromkeys(ranges))
         decimals = 2 if like == "effective_rank" else 3
         yield {
@@ -168,10 +169,6 @@ def _rows(described):
             "range": said,
             "decimals": decimals,
         }
-
-
-def _sizes(described):
-    return [run["directions"] for run in described]
 
 
 def _describe_classes(history):
