@@ -113,7 +113,7 @@ def test_what_broke_is_one_line():
 
     assert rehearse._attempt(lambda: None) == ""
     assert rehearse._attempt(break_down) == "ValueError: first"
-    assert rehearse._attempt(lambda: sys.exit("error: no data")) == "error: no data"
+    assert rehearse._attempt(lambda: sys.exit("error: no data")) == "no data"
 
 
 def test_an_interruption_ends_the_rehearsal():

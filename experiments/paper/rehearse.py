@@ -203,7 +203,7 @@ def _attempt(function):
     except SystemExit as error:  # how commands end after a user's mistake
         if isinstance(error.__context__, KeyboardInterrupt):
             raise
-        return str(error)
+        return str(error).removeprefix("error: ")
     except Exception as error:  # whatever breaks, the other stages are of interest
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""

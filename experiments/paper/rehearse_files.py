@@ -33,7 +33,9 @@ DATA = {
     "fashion_mnist": Data(60_000, 10_000, 10, "fashion_mnist"),
     "cifar10": Data(50_000, 10_000, 10, "cifar10 --from cifar-10-python.tar.gz"),
     "cifar100": Data(50_000, 10_000, 100, "cifar100 --from cifar-100-python.tar.gz"),
-    "food101": Data(75_750, 25_250, 101, "food101", (512, 384), 88),
+    "food101": Data(
+        75_750, 25_250, 101, "food101 --from food-101.tar.gz", (512, 384), 88
+    ),
     "imagenet100": Data(126_689, 5_000, 100, "imagenet100 --from DIR", (500, 375), 98),
 }
 
