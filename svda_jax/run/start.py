@@ -124,7 +124,7 @@ def _fit(params, says, config):
             "bicubic, antialiased"
         )
     norms = [(c["mean"], c["std"]) for c in (says, vars(config)) if "mean" in c]
-    if len(norms) == 2 and not np.array_equal(*norms):
+    if len(norms) == 2 and norms[0] != norms[1]:
         embed = params["patch_embed"]["projection"]
         pair = renormalize(embed["kernel"], embed["bias"], *norms)
         embed["kernel"], embed["bias"] = pair
