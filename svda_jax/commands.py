@@ -67,7 +67,8 @@ cannot be read are left out, counted and named, and the exit code is 1.""",
 A line a file: its most probable classes. Folders are searched for images, "-" reads
 paths from standard input. --explain also writes a picture a file: attention followed
 through all layers, over the image, and that of the heads without which the model would
-be least sure of its answer. What cannot be read is named at the end, and the exit
+be least sure of its answer, with what each is worth to it: the logit of the class, less
+that without the head. What cannot be read is named at the end, and the exit
 code is 1; the others go on.""",
         (
             _WORKDIR,

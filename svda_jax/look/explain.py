@@ -73,12 +73,12 @@ def draw(image, rollout, maps, effects, title):
     panels = [(rollout, "attention, all layers")] + [
         (
             maps[layer, head],
-            f"layer {layer + 1}, head {head + 1}\n{effects[layer, head]:+.2f} logits",
+            f"layer {layer + 1}, head {head + 1}\nworth {effects[layer, head]:+.2f} logits",
         )
         for layer, head in heads
     ]
     count = 1 + len(panels)
-    figure = Figure(figsize=(2.2 * count, 2.9), layout="constrained")
+    figure = Figure(figsize=(2.2 * count, 2.6), layout="constrained")
     axes = figure.subplots(1, count)
     show(axes[0], image)
     keep_text([axes[0].set_title(title, fontsize=9)])
