@@ -167,9 +167,9 @@ def test_picture_shows_the_heads_that_do_most(rng):
     figure = explain.draw(image, maps[0, 0], maps, effects, "$a_{$")
     titles = [ax.get_title() for ax in figure.axes[:-1]]
     assert titles[2:] == [
-        "layer 1, head 2\n+3.00 logits",
-        "layer 2, head 1\n+2.00 logits",
-        "layer 2, head 3\n+1.00 logits",
+        "layer 1, head 2\nworth +3.00 logits",
+        "layer 2, head 1\nworth +2.00 logits",
+        "layer 2, head 3\nworth +1.00 logits",
     ]
     shown = figure.axes[2].images[0].get_array()
     np.testing.assert_array_equal(shown, overlay(image, maps[0, 1], len(shown)))

@@ -73,7 +73,8 @@ def draw(image, rollout, maps, effects, title):
     panels = [(rollout, "attention, all layers")] + [
         (
             maps[layer, head],
-            f"layer {layer + 1}, head {head + 1}\nworth {effects[layer, head]:+.2f} logits",
+            f"layer {layer + 1}, head {head + 1}\n"
+            f"worth {effects[layer, head]:+.2f} logits",
         )
         for layer, head in heads
     ]
