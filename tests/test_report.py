@@ -75,9 +75,22 @@ def test_report_says_what_the_history_says(workdirs, capsys):
         share = f"{100 * right / counts.sum():.2f} %"
         row = f'<td>{name}</td><td class="number">{counts.sum()}</td>'
         assert f'{row}<td class="number">{share}</td>' in page
+    wrong = int(confusion.sum() - confusion.trace())
+    assert f"{wrong} of {confusion.sum()} images classified wrongly, those" in page
     # curves, confusion, by epoch, by layer, heat maps, two spectra, rollout, worst
     assert page.count("<svg ") == 9
     assert page.count('class="queries"') == 4
+
+
+def test_a_run_that_makes_no_mistake_shows_none(workdirs, tmp_path, monkeypatch):
+    def predict(model, data):
+        labels = data.get(range(data.num_images))[1]
+        return 9.0 * (labels[:, None] == np.arange(10)), labels, np.arange(len(labels))
+
+    monkeypatch.setattr(samples, "predict", predict)
+    page = write_report(workdirs["svda"], out=tmp_path / "page.html").read_text()
+    assert "images classified wrongly.</p>" in page
+    assert page.count("<svg ") == 8
 
 
 def test_report_on_a_run_of_an_older_version(workdirs, tmp_path):

@@ -79,14 +79,15 @@ def look_at_images(workdir, config):
     graphdef, params = nnx.split(run.model, nnx.Param)
     _, _, rollout = jax.device_get(look(params, images, graphdef=graphdef))
     maps = jax.device_get(look_by_query(params, images, graphdef=graphdef))
+    wrong = np.flatnonzero(predicted != labels)
     # Worst first: the least probability given to the true class.
-    given = probabilities[np.arange(len(labels)), labels]
-    worst = np.argsort(given, kind="stable")[:NUM_WORST]
-    mistakes = pictures.gallery(
-        data.get(places[worst])[0],
-        [title(i) for i in worst],
-    )
+    worst = wrong[np.argsort(probabilities[wrong, labels[wrong]], kind="stable")]
+    worst = worst[:NUM_WORST]
     name = workdir.resolve().name
+    mistakes = ""
+    if len(worst):
+        found = pictures.gallery(data.get(places[worst])[0], list(map(title, worst)))
+        mistakes = Markup(style.to_svg(found, f"misclassified images, {name}"))
     return Images(
         labels=labels,
         right=predicted == labels,
@@ -106,7 +107,7 @@ def look_at_images(workdir, config):
                     f"attention rollout, {name}",
                 )
             ),
-            "worst": Markup(style.to_svg(mistakes, f"worst-classified images, {name}")),
+            "worst": mistakes,
         },
     )
 
