@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -200,7 +201,17 @@ def test_a_flag_keeps_the_program_from_starting_again(monkeypatch, capsys):
         assert said == "\ninterrupted; the same line resumes the run\n"
 
 
-def test_an_interrupt_in_the_garbage_collector_ends_the_program_too(capsys):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_in_the_garbage_collector_ends_the_program_too(
+    interruptible, capsys
+):
     """Where Python drops it, as in the callback that JAX has there."""
 
     def interrupt(*args):

@@ -161,6 +161,7 @@ def test_folders_of_other_rules_have_other_names(
     monkeypatch.setattr(
         pruning_run, "prune_run", lambda workdir, out, **options: outs.append(out)
     )
+    monkeypatch.setattr(pruning_run, "go_on_from", lambda out, finetuned: "a line")
     prune_main([f"--workdir={tmp_path / 'run'}", *options])
     assert outs == [tmp_path / f"run-pruned-{ending}"]
 
