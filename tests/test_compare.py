@@ -56,6 +56,18 @@ def test_lines_of_runs_and_damage(folder, capsys):
     assert err.count("\n") == 1
 
 
+def test_long_options_are_shortened_for_people(make_config, tmp_path, capsys):
+    for seed, path in enumerate((60 * "x" + "-end", "")):
+        config = make_config(init_from=path)
+        runs.create_workdir(config, tmp_path / str(seed))
+    compare.main([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "…xxxxxxxxxxxxxxxxxxx-end " in out
+    assert max(map(len, out.splitlines())) < len(str(tmp_path)) + 80
+    compare.main([str(tmp_path), "--csv"])
+    assert 60 * "x" + "-end" in capsys.readouterr().out
+
+
 def test_for_programs(folder, capsys):
     with pytest.raises(SystemExit, match=r"^1$"):
         compare.main([str(folder), "--json"])

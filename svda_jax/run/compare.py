@@ -21,6 +21,8 @@ _FIGURES = {
     "finished": "",
 }
 
+_WIDTH = 24  # of a column of options, for a person
+
 
 def find_runs(folder):
     """The folders with a config.json, folder itself and below, sorted; no exports."""
@@ -108,7 +110,7 @@ def _print(found, args):
         return
     rows = [("run", *keys, *_FIGURES)]
     for run in whole:
-        options = [str(run["options"][key]) for key in keys]
+        options = [_shorten(str(run["options"][key])) for key in keys]
         rows.append(
             (run["run"], *options, *(_show(name, run[name]) for name in _FIGURES))
         )
@@ -117,6 +119,11 @@ def _print(found, args):
     for run in found:
         if "error" in run:
             print(f"damaged: {run['run']}: {run['error']}", file=sys.stderr)
+
+
+def _shorten(text):
+    """What a column holds at most; of paths and the like the end says more."""
+    return text if len(text) <= _WIDTH else f"…{text[1 - _WIDTH :]}"
 
 
 def _show(name, value):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 
 import jax
 from clu import parameter_overview
@@ -117,7 +118,8 @@ def say_end(workdir, train_data, eval_data):
             print(f"{len(data.skipped)} corrupt images of {name} were skipped")
     print(
         f"\ndone. Look at it with\n"
-        f"  tensorboard --logdir {workdir}\n"
+        f"  python -m svda_jax report --workdir {shlex.quote(str(workdir))}\n"
+        f"  tensorboard --logdir {shlex.quote(str(workdir))}\n"
         f"and at {runs.history_path(workdir)}, which xarray opens"
     )
 
@@ -127,5 +129,6 @@ def say_finished(workdir):
     print(
         f"{workdir} holds this run, finished. Start another with another --workdir or "
         f"--config.seed, or look at this one with\n"
-        f"  tensorboard --logdir {workdir}"
+        f"  python -m svda_jax report --workdir {shlex.quote(str(workdir))}\n"
+        f"  tensorboard --logdir {shlex.quote(str(workdir))}"
     )
