@@ -76,7 +76,7 @@ def test_report_says_what_the_history_says(workdirs, capsys):
         row = f'<td>{name}</td><td class="number">{counts.sum()}</td>'
         assert f'{row}<td class="number">{share}</td>' in page
     wrong = int(confusion.sum() - confusion.trace())
-    assert f"{wrong} of {confusion.sum()} images classified wrongly, those" in page
+    assert f"{wrong} of {confusion.sum()} images are classified wrongly, those" in page
     # curves, confusion, by epoch, by layer, heat maps, two spectra, rollout, worst
     assert page.count("<svg ") == 9
     assert page.count('class="queries"') == 4
@@ -89,7 +89,7 @@ def test_a_run_that_makes_no_mistake_shows_none(workdirs, tmp_path, monkeypatch)
 
     monkeypatch.setattr(samples, "predict", predict)
     page = write_report(workdirs["svda"], out=tmp_path / "page.html").read_text()
-    assert "images classified wrongly.</p>" in page
+    assert "images are classified wrongly.</p>" in page
     assert page.count("<svg ") == 8
 
 
