@@ -42,12 +42,13 @@ def input(repeats):
             "one worker process": functools.partial(_ours, num_workers=1),
             "two worker processes": functools.partial(_ours, num_workers=2),
         }
-        if importlib.util.find_spec("tensorflow"):
-            variants["tf.data, one thread"] = functools.partial(_tf_data, threads=1)
-            variants["tf.data, AUTOTUNE"] = _tf_data
         if importlib.util.find_spec("timm"):
             variants["timm, one worker"] = functools.partial(_timm, workers=1)
             variants["timm, two workers"] = functools.partial(_timm, workers=2)
+            importlib.import_module("timm.data")  # behind TensorFlow it crashes
+        if importlib.util.find_spec("tensorflow"):
+            variants["tf.data, one thread"] = functools.partial(_tf_data, threads=1)
+            variants["tf.data, AUTOTUNE"] = _tf_data
         rates = {(name, size): [] for name in variants for size in RESOLUTIONS}
         for _ in range(repeats):
             for (name, size), found in rates.items():
