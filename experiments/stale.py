@@ -44,7 +44,7 @@ SOURCES = {
     "benchmark_checkpoint.json": ("svda_jax/run/checkpoints.py",),
     "benchmark_export.json": (*_MODEL, "svda_jax/run/export.py"),
     "benchmark_indicators.json": (*_CPU, *_EVALUATION),
-    "benchmark_input.md": ("svda_jax/data/images.py", "svda_jax/data/streaming.py"),
+    "benchmark_input.json": ("svda_jax/data/images.py", "svda_jax/data/streaming.py"),
     "benchmark_loop.json": (*_CPU, *_AUGMENT, "svda_jax/train/loop.py"),
     "benchmark_overhead.json": _CPU,
     "benchmark_peers.json": _CPU,
